@@ -1,0 +1,1 @@
+"""Base models: site tables by name, and lazy reading of their weights."""

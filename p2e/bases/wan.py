@@ -1,0 +1,92 @@
+"""Wan 2.1 and 2.2: one block layout at several widths.
+
+Every block has self-attention, cross-attention to the text and a feed-forward pair; the image-to-video model of 2.1
+adds keys and values for the CLIP image states (k_img, v_img). Original and diffusers names differ throughout.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from p2e.bases.base import Base, Part, Site
+
+__all__ = ["WAN_BASES", "WAN_MODULES", "wan_base"]
+
+# original name inside a block -> diffusers name
+WAN_MODULES: dict[str, str] = {
+    "self_attn.q": "attn1.to_q", "self_attn.k": "attn1.to_k",
+    "self_attn.v": "attn1.to_v", "self_attn.o": "attn1.to_out.0",
+    "cross_attn.q": "attn2.to_q", "cross_attn.k": "attn2.to_k",
+    "cross_attn.v": "attn2.to_v", "cross_attn.o": "attn2.to_out.0",
+    "cross_attn.k_img": "attn2.add_k_proj", "cross_attn.v_img": "attn2.add_v_proj",
+    "ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2",
+}  # fmt: skip
+
+
+def wan_base(
+    name: str,
+    *,
+    num_layers: int,
+    heads: int,
+    head_dim: int = 128,
+    ffn: int,
+    in_channels: int,
+    out_channels: int,
+    image_dim: int | None = None,
+    subfolders: Mapping[str | None, str] | None = None,
+    text_dim: int = 4096,
+    **config: Any,
+) -> Base:
+    """The site table of a Wan transformer: num_layers blocks of width heads x head_dim.
+
+    Args:
+        image_dim: width of the CLIP image states; adds k_img and v_img to every block.
+        subfolders: expert -> folder of its weights, for the two-expert models.
+        config: further arguments of diffusers' WanTransformer3DModel.
+    """
+    dim = heads * head_dim
+    shapes = {"ffn.0": (ffn, dim), "ffn.2": (dim, ffn)}
+    folders = subfolders or {None: "transformer"}
+    sites: list[Site] = []
+    for expert_index, expert in enumerate(folders):
+        for layer in range(num_layers):
+            for module, diffusers in WAN_MODULES.items():
+                if module.endswith("_img") and image_dim is None:
+                    continue
+                d_out, d_in = shapes.get(module, (dim, dim))
+                part = Part(f"blocks.{layer}.{diffusers}", d_out)
+                block = expert_index * num_layers + layer
+                name_ = f"blocks.{layer}.{module}"
+                sites.append(Site(len(sites), block, module, d_out, d_in, name_, (part,), expert))
+    return Base(
+        name=name,
+        family="wan",
+        sites=tuple(sites),
+        diffusers_class="WanTransformer3DModel",
+        diffusers_config={
+            "num_layers": num_layers, "num_attention_heads": heads, "attention_head_dim": head_dim, "ffn_dim": ffn,
+            "in_channels": in_channels, "out_channels": out_channels, "text_dim": text_dim, "image_dim": image_dim,
+            "added_kv_proj_dim": None if image_dim is None else dim, **config,
+        },  # fmt: skip
+        subfolders=folders,
+        text_dim=text_dim,
+    )
+
+
+WAN_BASES: dict[str, Base] = {
+    base.name: base
+    for base in (
+        wan_base("wan2.1-i2v-14b", num_layers=40, heads=40, ffn=13824, in_channels=36, out_channels=16, image_dim=1280),
+        wan_base("wan2.1-t2v-14b", num_layers=40, heads=40, ffn=13824, in_channels=16, out_channels=16),
+        wan_base("wan2.1-t2v-1.3b", num_layers=30, heads=12, ffn=8960, in_channels=16, out_channels=16),
+        wan_base(
+            "wan2.2-i2v-a14b", num_layers=40, heads=40, ffn=13824, in_channels=36, out_channels=16,
+            subfolders={"high_noise": "transformer", "low_noise": "transformer_2"},
+        ),
+        wan_base("wan2.2-ti2v-5b", num_layers=30, heads=24, ffn=14336, in_channels=48, out_channels=48),
+        # The embedded world: latents of 48 channels at 1/8 resolution, so every latent cell is a token.
+        wan_base(
+            "world", num_layers=8, heads=8, head_dim=32, ffn=1024, in_channels=100, out_channels=48,
+            text_dim=384, patch_size=(1, 1, 1), freq_dim=64,
+        ),
+    )
+}  # fmt: skip

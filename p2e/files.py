@@ -1,0 +1,204 @@
+"""Reading and writing files safely: safetensors by byte range through fsspec, writes by rename.
+
+A user's file is never unpickled. Every header is checked before memory is taken for it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import torch
+from torch import Tensor
+
+from p2e.errors import FormatError, InputError, OutputError
+
+__all__ = ["SafetensorsFile", "TensorSpec", "atomic_path", "read_text", "sha256", "write_safetensors", "write_text"]
+
+MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Where one tensor of a safetensors file lies: its type, shape, and byte range within the data section."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class SafetensorsFile:
+    """A safetensors file opened lazily, on any fsspec file system.
+
+    Args:
+        path: a local path or an fsspec URL.
+
+    Raises:
+        FormatError: the file is missing, truncated, a pickle, or its header is not valid.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        try:
+            self._file = fsspec.open(self.path, "rb").open()
+            size = self._file.seek(0, os.SEEK_END)
+        except FileNotFoundError:
+            raise FormatError(f"{self.path}: no such file; check the path") from None
+        except (OSError, ValueError, ImportError) as error:
+            raise FormatError(f"{self.path}: cannot be opened ({error}); check the path and its permissions") from None
+        self.metadata, self.specs = self._read_header(size)
+
+    def _read_header(self, size: int) -> tuple[dict[str, str], dict[str, TensorSpec]]:
+        self._file.seek(0)
+        prefix = self._file.read(8)
+        if prefix[:1] == b"\x80" or prefix[:2] == b"PK":
+            raise FormatError(f"{self.path}: this is a pickle, not safetensors; convert it where you trust it")
+        if len(prefix) < 8:
+            raise FormatError(f"{self.path}: truncated, {size} bytes; download it again")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise FormatError(
+                f"{self.path}: the header claims {length} bytes in a file of {size}; not safetensors, or truncated: "
+                "download it again"
+            )
+        try:
+            header: dict[str, Any] = json.loads(self._file.read(length))
+            metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
+            specs = {
+                name: TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"]), *map(int, entry["data_offsets"]))
+                for name, entry in header.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"{self.path}: the safetensors header is not valid ({error}); write it again") from None
+        self._data_start = 8 + length
+        for name, spec in specs.items():
+            count = spec.dtype.itemsize
+            for extent in spec.shape:
+                count *= extent
+            if not 0 <= spec.start <= spec.stop or spec.stop - spec.start != count or min(spec.shape, default=0) < 0:
+                raise FormatError(f"{self.path}: tensor {name} has a byte range that does not fit its shape")
+            if self._data_start + spec.stop > size:
+                raise FormatError(f"{self.path}: truncated, tensor {name} ends past the file; download it again")
+        return metadata, specs
+
+    def keys(self) -> list[str]:
+        return list(self.specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.specs[name].shape
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in the type it is stored in, on the CPU."""
+        spec = self.specs[name]
+        self._file.seek(self._data_start + spec.start)
+        data = bytearray(self._file.read(spec.stop - spec.start))
+        if not data:
+            return torch.empty(spec.shape, dtype=spec.dtype)
+        return torch.frombuffer(data, dtype=spec.dtype).reshape(spec.shape)
+
+    def read_all(self) -> dict[str, Tensor]:
+        return {name: self.read(name) for name in self.specs}
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "SafetensorsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; renamed onto `path` at the end, removed on any error.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error}); choose another place") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes tensors, in the order given, without a second copy of the whole in memory.
+
+    Raises:
+        OutputError: `path` cannot be written; nothing is left there.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offset = 0
+    for name, tensor in tensors.items():
+        stop = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, stop]
+        }  # fmt: skip
+        offset = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            if flat.numel():
+                file.write(flat.view(torch.uint8).numpy().data)
+
+
+def read_text(path: str | Path) -> str:
+    """A text file from any fsspec file system.
+
+    Raises:
+        InputError: it is missing or not UTF-8 text.
+    """
+    try:
+        with fsspec.open(str(path), "r", encoding="utf-8") as file:
+            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error}); check the path") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file by rename.
+
+    Raises:
+        OutputError: `path` cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256(path: str | Path) -> str:
+    """The hex digest of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with fsspec.open(str(path), "rb") as file:
+        while piece := file.read(1 << 20):  # pyright: ignore[reportAttributeAccessIssue]
+            digest.update(piece)
+    return digest.hexdigest()
