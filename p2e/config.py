@@ -6,14 +6,14 @@ YAML; what it resolved to is saved as JSON beside its results.
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from p2e.errors import ConfigError, InputError
 
-__all__ = ["Settings"]
+__all__ = ["HypernetConfig", "LossConfig", "Settings", "TrainConfig"]
 
 
 class Settings(BaseModel):
@@ -53,3 +53,125 @@ class Settings(BaseModel):
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+class HypernetConfig(Settings):
+    """Size and form of the hypernetwork; the defaults are the paper's setting for Wan (table 7).
+
+    Attributes:
+        width: d, hidden width.
+        layers: blocks of the backbone.
+        heads: attention heads; they divide the width.
+        latents: n, tokens that a site's weight is compressed to.
+        rank: r, rank of the predicted LoRA; that of the prepared library.
+        ffn_ratio: inner width of the gated feed-forward, in units of `width`.
+        position_scale: root mean square of the position codes, beside weight tokens of about 1.
+        qk_norm: RMS-normalise queries and keys per head, which keeps bf16 attention over 10,000 tokens stable.
+        residual: add the weight tokens to what the heads read. Linear, so it still folds: see `p2e.hypernet.model`.
+        weights: what takes the place of W0 (ablation of the paper, table 8 and "Noise" of table 3).
+        svd_rank: singular directions kept by "truncated_svd"; None is half of the smallest width of the base.
+        ensemble: one network a block of the base instead of one for all ("Ensemble", table 3).
+        across_sites: every block also attends across sites at equal latent index.
+        architecture: the paper's network, or the baseline of its tables 1 and 2.
+        iterations: refinement passes of the "hyperdreambooth" baseline.
+    """
+
+    width: int = Field(default=2048, ge=8)
+    layers: int = Field(default=14, ge=1)
+    heads: int = Field(default=32, ge=1)
+    latents: int = Field(default=256, ge=1)
+    rank: int = Field(default=32, ge=1)
+    ffn_ratio: float = Field(default=4.0, gt=0)
+    position_scale: float = Field(default=0.3, ge=0)
+    qk_norm: bool = True
+    residual: bool = True
+    weights: Literal["full", "none", "truncated_svd", "noise"] = "full"
+    svd_rank: int | None = Field(default=None, ge=1)
+    ensemble: bool = False
+    across_sites: bool = False
+    architecture: Literal["prompt2effect", "hyperdreambooth"] = "prompt2effect"
+    iterations: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} must divide width {self.width}")
+        if self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of 4, for the position codes")
+        if self.ensemble and self.across_sites:
+            raise ValueError("ensemble and across_sites contradict each other; choose one")
+        if self.architecture == "hyperdreambooth" and (self.weights != "full" or self.ensemble):
+            raise ValueError("the hyperdreambooth baseline reads no weights; leave out weights and ensemble")
+        return self
+
+
+class LossConfig(Settings):
+    """Training objective: (1 - update) x eq. 13 + update x relative error of the update.
+
+    Attributes:
+        update: weight of the update's relative error, 0 (the paper) to 1.
+        epsilon: added to each target's mean square, where a library's typical mean square is 1.
+    """
+
+    update: float = Field(default=0.0, ge=0, le=1)
+    epsilon: float = Field(default=1e-6, ge=0)
+
+
+class TrainConfig(Settings):
+    """A training run of the hypernetwork.
+
+    Attributes:
+        library: folder of the prepared library.
+        base: a base model's folder, or "world".
+        output: the run's folder: checkpoint, optimizer state, logs. Running again with the same folder resumes.
+        steps: optimizer steps of the whole run.
+        sites_per_step: sites a step, shared out over the shapes of the base; at least one of each shape.
+        effects_per_step: effects a step; every site of the step is paired with every effect of the step.
+        learning_rate: peak rate.
+        warmup_fraction: share of `steps` in which the rate rises linearly (the paper: 0.01 %).
+        decay: "constant", or "cosine" down to `final_fraction` of the peak.
+        clip: largest L2 norm of the gradient.
+        ema: decay of an average of the weights that is what the checkpoint holds; None is off.
+        precision: type of the matrix products; parameters and optimizer state are always float32.
+        checkpoint_precision: type of the weights in the checkpoint.
+        device: "auto" takes a GPU where there is one.
+        checkpoint_every, evaluate_every, log_every: steps; 0 is only at the end. Evaluation reports held-out effects.
+        compile: compile the step with torch.compile (shapes are fixed, so it compiles once).
+        cuda_graph: replay the step as one CUDA graph; needs a GPU and data that fit `resident_gb`.
+        resident_gb: keep W0 and targets on the device while they take at most so many gigabytes (1e9 bytes).
+        tensorboard: write scalars to `output`/tensorboard.
+    """
+
+    library: str
+    base: str = "world"
+    output: str
+    hypernet: HypernetConfig = HypernetConfig()
+    loss: LossConfig = LossConfig()
+    steps: int = Field(default=20_000, ge=1)
+    sites_per_step: int = Field(default=20, ge=1)
+    effects_per_step: int = Field(default=24, ge=1)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    warmup_fraction: float = Field(default=1e-4, ge=0, le=1)
+    decay: Literal["constant", "cosine"] = "constant"
+    final_fraction: float = Field(default=0.03, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    checkpoint_every: int = Field(default=0, ge=0)
+    evaluate_every: int = Field(default=0, ge=0)
+    log_every: int = Field(default=50, ge=1)
+    compile: bool = False
+    cuda_graph: bool = False
+    resident_gb: float = Field(default=16.0, ge=0)
+    tensorboard: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.cuda_graph and self.hypernet.ensemble:
+            raise ValueError("an ensemble routes on the host, which a CUDA graph cannot hold; set cuda_graph: false")
+        return self
