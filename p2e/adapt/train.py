@@ -1,0 +1,97 @@
+"""The LoRA training loop: G LoRAs side by side on one frozen transformer, G = 1 for a single effect.
+
+Shapes: G LoRAs, P clips each, K captions each, Z latent channels, T text tokens, D their width.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p2e.adapt.config import AdaptConfig
+from p2e.adapt.flow import flow_loss, sample_times
+from p2e.adapt.grouped import GroupedLoras
+
+__all__ = ["AdaptData", "train_loras"]
+
+
+@dataclass(frozen=True)
+class AdaptData:
+    """What the LoRAs learn from, encoded once.
+
+    Attributes:
+        latents, condition: normalised [G, P, Z, f + 1, h, w].
+        text: token states [G, K, T, D].
+        caption: which of the K captions belongs to clip p, [G, P]; None draws one at random each time.
+    """
+
+    latents: Tensor
+    condition: Tensor
+    text: Tensor
+    caption: Tensor | None = None
+
+
+def rate(config: AdaptConfig, step: int) -> float:
+    """Learning rate of a step: linear warm-up, then a cosine from learning_rate to final_rate of it."""
+    warmup = max(1, round(config.warmup_fraction * config.steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    return config.learning_rate * min(1, (step + 1) / warmup) * (config.final_rate + (1 - config.final_rate) * cosine)
+
+
+def clip_each(gradients: list[Tensor], limit: float) -> None:
+    """Scales the gradient of every LoRA of a group to norm `limit` at most; each gradient is [G, ...]."""
+    squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
+    factor = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
+
+
+def train_loras(
+    transformer: Any, loras: GroupedLoras, data: AdaptData, config: AdaptConfig, *,
+    on_step: Callable[[int, Tensor], None] | None = None, compiled: bool = False,
+) -> Tensor:  # fmt: skip
+    """Trains `loras` in place and returns the mean loss of each over the last tenth of the steps, [G].
+
+    Args:
+        transformer: the frozen base, on the device of `data`.
+        on_step: called with the step and the losses [G] (on the device; reading them waits for it).
+        compiled: run the transformer under torch.compile; shapes are fixed, so it compiles once.
+    """
+    device, groups, clips = data.latents.device, *data.latents.shape[:2]
+    generator = torch.Generator(device).manual_seed(config.seed)
+    rows = torch.arange(groups, device=device).unsqueeze(1)
+    transformer.requires_grad_(False)
+    tail = torch.zeros(groups, device=device)
+    tail_start = config.steps - max(1, config.steps // 10)
+    with loras.attached(transformer) as parameters:
+        optimizer = torch.optim.AdamW(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
+        )
+        model = torch.compile(transformer) if compiled else transformer
+        for step in range(config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(config, step)
+            pick = torch.randint(clips, (groups, config.batch), generator=generator, device=device)
+            if data.caption is None:
+                words = torch.randint(data.text.shape[1], pick.shape, generator=generator, device=device)
+            else:
+                words = data.caption[rows, pick]
+            x = data.latents[rows, pick].flatten(0, 1).float()
+            c = data.condition[rows, pick].flatten(0, 1).float()
+            text = data.text[rows, words].flatten(0, 1).float()
+            times = sample_times(len(x), generator, device, sampling=config.sampling, shift=config.shift)
+            noise = torch.randn(x.shape, generator=generator, device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                losses = flow_loss(model, x, c, text, times, noise).view(groups, -1).mean(1)
+            optimizer.zero_grad()
+            losses.sum().backward()
+            clip_each([p.grad for p in parameters if p.grad is not None], config.clip)
+            optimizer.step()
+            if step >= tail_start:
+                tail += losses.detach() / (config.steps - tail_start)
+            if on_step is not None:
+                on_step(step, losses.detach())
+    return tail

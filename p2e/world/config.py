@@ -1,0 +1,44 @@
+"""Settings of the stages that make the world: autoencoder, transformer, LoRA library."""
+
+from pydantic import Field
+
+from p2e.adapt.config import AdaptConfig
+from p2e.config import Settings
+
+__all__ = ["WorldBaseConfig", "WorldLibraryConfig", "WorldVaeConfig"]
+
+
+class WorldVaeConfig(Settings):
+    """Training of the autoencoder on generic clips."""
+
+    steps: int = Field(6000, ge=1)
+    max_seconds: float | None = Field(None, gt=0, description="the schedule ends by then even if steps remain")
+    batch: int = Field(32, ge=1, description="clips a worker and step")
+    pool: int = Field(8192, ge=1, description="clips drawn beforehand, a worker")
+    learning_rate: float = Field(1.2e-3, gt=0)
+    warmup: int = Field(100, ge=0)
+    kl_weight: float = Field(1e-7, ge=0)
+    ema: float = Field(0.998, ge=0, lt=1)
+    seed: int = 0
+
+
+class WorldBaseConfig(Settings):
+    """Training of the transformer on latents of generic clips with coarse captions."""
+
+    steps: int = Field(4000, ge=1)
+    max_seconds: float | None = Field(None, gt=0)
+    batch: int = Field(256, ge=1, description="clips a worker and step")
+    pool: int = Field(16384, ge=1)
+    learning_rate: float = Field(1.2e-3, gt=0)
+    warmup: int = Field(200, ge=0)
+    text_dropout: float = Field(0.1, ge=0, lt=1)
+    shift: float = Field(2.0, gt=0, description="moves training times towards noise, as the scheduler's sigmas")
+    ema: float = Field(0.999, ge=0, lt=1)
+    seed: int = 1
+
+
+class WorldLibraryConfig(Settings):
+    """One LoRA an effect, many effects in a grouped batch."""
+
+    clips: int = Field(48, ge=1, description="clips an effect, drawn once: the paper had about 50")
+    adapt: AdaptConfig = AdaptConfig(rank=4, batch=4, learning_rate=2e-3, shift=2.0, shared_start=True, seed=2)

@@ -1,0 +1,33 @@
+"""A rate schedule bounded by steps and, optionally, by the clock: linear warm-up, then a cosine to 2%."""
+
+import math
+import time
+
+from p2e.world.parallel import Worker
+
+__all__ = ["Schedule"]
+
+
+class Schedule:
+    """The factor on the learning rate at each step, None once the run is over.
+
+    Args:
+        steps: steps of the whole run.
+        warmup: steps of linear warm-up.
+        max_seconds: where given, the cosine also ends by then; all workers follow the first one's clock.
+    """
+
+    def __init__(self, steps: int, warmup: int, max_seconds: float | None, worker: Worker) -> None:
+        self.steps, self.warmup, self.max_seconds, self.worker = steps, warmup, max_seconds, worker
+        self.started = time.perf_counter()
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    def scale(self, step: int) -> float | None:
+        done = step / self.steps
+        if self.max_seconds is not None:
+            done = max(done, self.worker.same_on_all(self.elapsed() / self.max_seconds))
+        if done >= 1:
+            return None
+        return min(1.0, (step + 1) / max(1, self.warmup)) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
