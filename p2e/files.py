@@ -114,6 +114,12 @@ class SafetensorsFile:
             return torch.empty(spec.shape, dtype=spec.dtype)
         return torch.frombuffer(data, dtype=spec.dtype).reshape(spec.shape)
 
+    def read_bytes(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes start to stop of one tensor, counted from its first."""
+        spec = self.specs[name]
+        self._file.seek(self._data_start + spec.start + start)
+        return self._file.read(stop - start)
+
     def read_all(self) -> dict[str, Tensor]:
         return {name: self.read(name) for name in self.specs}
 
@@ -143,7 +149,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error}); choose another place") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder could not be made, nothing is there to remove
+            temporary.unlink(missing_ok=True)
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

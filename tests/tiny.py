@@ -37,7 +37,7 @@ def tiny_transformer(base: Base | None = None, seed: int = 0) -> Any:
 def tiny_vae(seed: int = 1) -> Any:
     """An AutoencoderKLWan like the world's: factors 8 in space and 4 in time, 4 latent channels."""
     torch.manual_seed(seed)
-    statistics = {"latents_mean": [0.0] * Z_CHANNELS, "latents_std": [1.0] * Z_CHANNELS}
+    statistics: Any = {"latents_mean": [0.0] * Z_CHANNELS, "latents_std": [1.0] * Z_CHANNELS}
     vae = AutoencoderKLWan(
         base_dim=8, decoder_base_dim=8, z_dim=Z_CHANNELS, dim_mult=[1, 1, 2], num_res_blocks=1,
         temperal_downsample=[True, True], patch_size=2, in_channels=12, out_channels=12, is_residual=True,
@@ -49,10 +49,8 @@ def tiny_vae(seed: int = 1) -> Any:
 def tiny_pipeline(base: Base | None = None, seed: int = 0) -> Any:
     """A WanImageToVideoPipeline of the world's form, without a text encoder: pass it prompt_embeds."""
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    return WanImageToVideoPipeline(
-        tokenizer=None, text_encoder=None, vae=tiny_vae(seed + 1), scheduler=scheduler,
-        transformer=tiny_transformer(base, seed),
-    )  # fmt: skip
+    parts: Any = {"tokenizer": None, "text_encoder": None, "scheduler": scheduler}
+    return WanImageToVideoPipeline(vae=tiny_vae(seed + 1), transformer=tiny_transformer(base, seed), **parts)
 
 
 def tiny_states(prompts: int = 1, tokens: int = 8, seed: int = 0) -> TextStates:

@@ -16,6 +16,7 @@ Shapes: r rank of the LoRA, R max_rank, d_in and d_out of one diffusers layer.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,7 @@ class LoraSlot:
         InputError: the transformer is not one of `base`, or already has a slot.
     """
 
-    def __init__(self, transformer: nn.Module | Mapping[str | None, nn.Module], base: Base, max_rank: int) -> None:
+    def __init__(self, transformer: nn.Module | Mapping[Any, nn.Module], base: Base, max_rank: int) -> None:
         if max_rank < 1:
             raise InputError(f"a LoRA slot needs a max_rank of 1 or more, not {max_rank}")
         self.base = base
@@ -129,7 +130,7 @@ class LoraSlot:
             self._slots[key] = slot
             self._hooks.append(layer.register_forward_hook(_add_update))
 
-    def _layer(self, experts: Mapping[str | None, nn.Module], site: Site, name: str, rows: int) -> nn.Module:
+    def _layer(self, experts: Mapping[Any, nn.Module], site: Site, name: str, rows: int) -> nn.Module:
         if site.expert not in experts:
             raise InputError(
                 f"{self.base.name} has the transformers {list(self.base.experts)}; {site.expert} is missing"

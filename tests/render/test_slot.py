@@ -161,7 +161,7 @@ def test_experts_get_their_own_updates() -> None:
         for index, expert in enumerate(("high_noise", "low_noise"))
     ]
     base = tiny_base()
-    subfolders = {"high_noise": "transformer", "low_noise": "transformer_2"}
+    subfolders: dict[str | None, str] = {"high_noise": "transformer", "low_noise": "transformer_2"}
     two = Base("two", "wan", tuple(sites), base.diffusers_class, base.diffusers_config, subfolders)
     high, low = tiny_transformer(base, 0), tiny_transformer(base, 1)
     plain_high, plain_low = run(high), run(low)
