@@ -3,12 +3,18 @@
 Words: a *site* is one adapted linear layer. Its weight W0 is [d_out, d_in].
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-__all__ = ["Base", "Part", "Site"]
+__all__ = ["EXPERTS", "Base", "Family", "Part", "Shapes", "Site", "count_blocks", "head_dims"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Tensor name, without a file's prefix -> shape."""
+
+EXPERTS: Mapping[str | None, str] = {"high_noise": "transformer", "low_noise": "transformer_2"}
+"""The two experts of a two-transformer model -> their folders in a diffusers checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Base:
     """A base model's site table and what the rest of p2e must know of it.
 
     Attributes:
-        name: the name users type: "wan2.1-i2v-14b".
+        name: the name users type: "wan2.1-i2v-14b"; "custom" for a model that has none.
         family: "wan", "ltx", "hunyuan", "cogvideox".
         sites: all sites, ordered by expert, block and module.
         diffusers_class: name of the transformer class in diffusers.
@@ -105,3 +111,43 @@ class Base:
         for site in self.sites:
             groups.setdefault((site.d_out, site.d_in), []).append(site)
         return groups
+
+    @cached_property
+    def lora_parameters(self) -> int:
+        """Parameters of a LoRA of rank 1 on every site; times r for rank r."""
+        return sum(site.d_out + site.d_in for site in self.sites)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the bases of one transformer class are built and recognised. One a file; `registry.FAMILIES` lists them.
+
+    Attributes:
+        name: "wan".
+        diffusers_class: the transformer class in diffusers.
+        bases: the registered sizes, by name.
+        build: (name, diffusers config, expert -> subfolder) -> the site table at the sizes of that config.
+        identity: diffusers config -> the values that tell a registered size from others; settings that change
+            neither shapes nor conditioning are left out.
+        configs: shapes of a checkpoint -> diffusers configs that they may belong to, likeliest first (several, as
+            the number of heads leaves no trace in the shapes); none, if it is not of this family.
+    """
+
+    name: str
+    diffusers_class: str
+    bases: Mapping[str, Base]
+    build: Callable[[str, Mapping[str, Any], Mapping[str | None, str]], Base]
+    identity: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    configs: Callable[[Shapes], list[dict[str, Any]]]
+
+
+def count_blocks(names: Iterable[str], prefix: str) -> int:
+    """How many blocks the tensors named prefix + "N." belong to: the largest N, plus one."""
+    heads = {name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)}
+    return 1 + max((int(head) for head in heads if head.isdigit()), default=-1)
+
+
+def head_dims(dim: int, preferred: int) -> list[int]:
+    """Widths a head may have in a model of width `dim`, likeliest first."""
+    sizes = [preferred, *(size for size in (256, 128, 64, 32, 16, 8, 4, 2, 1) if size != preferred)]
+    return [size for size in sizes if dim % size == 0]

@@ -2,14 +2,17 @@
 
 Every block has self-attention, cross-attention to the text and a feed-forward pair; the image-to-video model of 2.1
 adds keys and values for the CLIP image states (k_img, v_img). Original and diffusers names differ throughout.
+
+Every linear layer of a block is a site: that is what the common trainers adapt. Outside the blocks nothing is: patch,
+text, time and image embeddings and the head are left alone by all of them.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from p2e.bases.base import Base, Part, Site
+from p2e.bases.base import EXPERTS, Base, Family, Part, Shapes, Site, count_blocks, head_dims
 
-__all__ = ["WAN_BASES", "WAN_MODULES", "wan_base"]
+__all__ = ["WAN", "WAN_BASES", "WAN_MODULES", "wan_base"]
 
 # original name inside a block -> diffusers name
 WAN_MODULES: dict[str, str] = {
@@ -63,10 +66,17 @@ def wan_base(
         sites=tuple(sites),
         diffusers_class="WanTransformer3DModel",
         diffusers_config={
-            "num_layers": num_layers, "num_attention_heads": heads, "attention_head_dim": head_dim, "ffn_dim": ffn,
-            "in_channels": in_channels, "out_channels": out_channels, "text_dim": text_dim, "image_dim": image_dim,
-            "added_kv_proj_dim": None if image_dim is None else dim, **config,
-        },  # fmt: skip
+            "num_layers": num_layers,
+            "num_attention_heads": heads,
+            "attention_head_dim": head_dim,
+            "ffn_dim": ffn,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "text_dim": text_dim,
+            "image_dim": image_dim,
+            "added_kv_proj_dim": None if image_dim is None else dim,
+            **config,
+        },
         subfolders=folders,
         text_dim=text_dim,
     )
@@ -80,7 +90,7 @@ WAN_BASES: dict[str, Base] = {
         wan_base("wan2.1-t2v-1.3b", num_layers=30, heads=12, ffn=8960, in_channels=16, out_channels=16),
         wan_base(
             "wan2.2-i2v-a14b", num_layers=40, heads=40, ffn=13824, in_channels=36, out_channels=16,
-            subfolders={"high_noise": "transformer", "low_noise": "transformer_2"},
+            subfolders=EXPERTS,
         ),
         wan_base("wan2.2-ti2v-5b", num_layers=30, heads=24, ffn=14336, in_channels=48, out_channels=48),
         # The embedded world: latents of 48 channels at 1/8 resolution, so every latent cell is a token.
@@ -90,3 +100,54 @@ WAN_BASES: dict[str, Base] = {
         ),
     )
 }  # fmt: skip
+
+
+def _build(name: str, config: Mapping[str, Any], subfolders: Mapping[str | None, str]) -> Base:
+    rest = dict(config)
+    sizes = {
+        "num_layers": rest.pop("num_layers", 40), "heads": rest.pop("num_attention_heads", 40),
+        "head_dim": rest.pop("attention_head_dim", 128), "ffn": rest.pop("ffn_dim", 13824),
+        "in_channels": rest.pop("in_channels", 16), "out_channels": rest.pop("out_channels", None),
+        "image_dim": rest.pop("image_dim", None), "text_dim": rest.pop("text_dim", 4096),
+    }  # fmt: skip
+    rest.pop("added_kv_proj_dim", None)
+    sizes["out_channels"] = sizes["out_channels"] or sizes["in_channels"]
+    return wan_base(name, subfolders=subfolders, **sizes, **rest)
+
+
+def _identity(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    sizes = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "in_channels", "text_dim")
+    defaults = (40, 40, 128, 13824, 16, 4096)
+    return (
+        *(config.get(key, default) for key, default in zip(sizes, defaults, strict=True)),
+        config.get("image_dim"),
+        tuple(config.get("patch_size", (1, 2, 2))),
+    )
+
+
+def _configs(shapes: Shapes) -> list[dict[str, Any]]:
+    original = "blocks.0.self_attn.q.weight" in shapes
+    patch, text, ffn, image, head = (
+        shapes.get(f"{name}.weight")
+        for name in (
+            ("patch_embedding", "text_embedding.0", "blocks.0.ffn.0", "img_emb.proj.1", "head.head") if original else
+            ("patch_embedding", "condition_embedder.text_embedder.linear_1", "blocks.0.ffn.net.0.proj",
+             "condition_embedder.image_embedder.ff.net.0.proj", "proj_out")
+        )
+    )  # fmt: skip
+    if patch is None or text is None or ffn is None or head is None or len(patch) != 5:
+        return []
+    dim, in_channels, *patch_size = patch
+    cell = patch_size[0] * patch_size[1] * patch_size[2]
+    return [
+        {
+            "num_layers": count_blocks(shapes, "blocks."), "num_attention_heads": dim // head_dim,
+            "attention_head_dim": head_dim, "ffn_dim": ffn[0], "in_channels": in_channels,
+            "out_channels": head[0] // cell, "image_dim": image[1] if image else None, "text_dim": text[1],
+            "patch_size": tuple(patch_size),
+        }
+        for head_dim in head_dims(dim, preferred=128)
+    ]  # fmt: skip
+
+
+WAN = Family("wan", "WanTransformer3DModel", WAN_BASES, _build, _identity, _configs)
