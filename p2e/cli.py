@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from p2e import __version__
+from p2e.commands import lora
 from p2e.errors import InputError, P2EError
 
 __all__ = ["PLUGIN_GROUP", "app", "main"]
@@ -68,6 +69,7 @@ def broken_command(point: EntryPoint, reason: str) -> Any:
 
 
 app = typer.Typer(cls=PluginGroup, name="p2e", add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(lora.app, name="lora")
 
 
 def show_version(wanted: bool) -> None:

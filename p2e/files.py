@@ -66,12 +66,13 @@ class SafetensorsFile:
     def _read_header(self, size: int) -> tuple[dict[str, str], dict[str, TensorSpec]]:
         self._file.seek(0)
         prefix = self._file.read(8)
-        if prefix[:1] == b"\x80" or prefix[:2] == b"PK":
-            raise FormatError(f"{self.path}: this is a pickle, not safetensors; convert it where you trust it")
         if len(prefix) < 8:
             raise FormatError(f"{self.path}: truncated, {size} bytes; download it again")
         (length,) = struct.unpack("<Q", prefix)
         if length > min(MAX_HEADER_BYTES, size - 8):
+            # Only now: a valid header's length may begin with the same bytes.
+            if prefix[:1] == b"\x80" or prefix[:2] == b"PK":
+                raise FormatError(f"{self.path}: this is a pickle, not safetensors; convert it where you trust it")
             raise FormatError(
                 f"{self.path}: the header claims {length} bytes in a file of {size}; not safetensors, or truncated: "
                 "download it again"
@@ -145,7 +146,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, target)
+        temporary.replace(target)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error}); choose another place") from None
     finally:
@@ -153,7 +154,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes tensors, in the order given, without a second copy of the whole in memory.
 
     Raises:

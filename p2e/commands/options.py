@@ -1,20 +1,50 @@
 """Options and arguments that several commands share."""
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from p2e.errors import InputError
 
-__all__ = ["BaseFolder", "BaseName", "Device", "Output", "parse_weighted", "pick_device"]
+if TYPE_CHECKING:
+    from p2e.bases import Base
 
-BaseName = Annotated[str, typer.Option("--base", metavar="NAME", help="Base model, such as wan2.1-i2v-14b or world.")]
+__all__ = [
+    "AsJson", "BaseFolder", "BaseOption", "Device", "Dtype", "DtypeOption", "Expert", "Format", "FormatOption",
+    "Output", "base_or_none", "parse_weighted", "pick_device",
+]  # fmt: skip
+
+Format = Literal["wan", "diffusers", "kohya"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+BaseOption = Annotated[
+    str | None,
+    typer.Option("--base", metavar="NAME|DIR", help="Base model; told from the file's layers where they allow it."),
+]
+Expert = Annotated[
+    str | None,
+    typer.Option("--expert", metavar="NAME", help="Of a base with two: high_noise, low_noise, or both."),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="Names of the layers in the file.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the factors in the file.")]
 BaseFolder = Annotated[
     str, typer.Option("--base", metavar="DIR|world", help="Folder of the base model's weights, or the shipped world.")
 ]
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Where to write the result.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; cuda where there is one, if left out.")]
+
+
+def base_or_none(name: str | None) -> "Base | None":
+    """The base asked for, if any was.
+
+    Raises:
+        InputError: there is no such base.
+    """
+    from p2e.bases import open_base
+
+    return None if name is None else open_base(name)[0]
 
 
 def parse_weighted(text: str) -> tuple[str, float]:
