@@ -182,8 +182,9 @@ def _call(location: str, method: str, **options: Any) -> Any:
     fs, path = _filesystem(location)
     try:
         return getattr(fs, method)(path, **options)
-    except OSError as error:
-        raise InputError(f"{location}: cannot be read ({error}); check the path and its permissions") from None
+    except Exception as error:  # every remote file system has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{location}: cannot be read ({reason}); check the address and your access to it") from None
 
 
 def _exists(location: str) -> bool:

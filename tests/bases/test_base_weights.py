@@ -300,6 +300,17 @@ def test_bad_places(tmp_path: Path) -> None:
     fails(tmp_path, "not those of a base")
 
 
+def test_a_file_system_that_fails_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    class BackendError(Exception):
+        pass
+
+    def exists(*_: object) -> bool:
+        raise BackendError("no credentials\nlog in first")
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "exists", exists)
+    fails("memory://bucket/base", r"memory://bucket/base: cannot be read \(no credentials log in first\)")
+
+
 def test_bad_configs(tmp_path: Path) -> None:
     tiny_wan().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
