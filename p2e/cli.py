@@ -8,7 +8,7 @@ when they run, so that help is instant.
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Ends the program over a user's mistake."""
     print(f"p2e: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -43,7 +43,8 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
             main([str(argument) for argument in arguments])
         code = stop.value.code
         assert isinstance(code, int)
-        return Result(code, *capfd.readouterr())
+        out, err = capfd.readouterr()
+        return Result(code, str(out), str(err))
 
     monkeypatch.setenv("COLUMNS", "200")
     return run
@@ -172,7 +173,7 @@ def test_lora_info(cli: Cli, lora_file: Path) -> None:
     summary = json.loads(cli("lora", "info", lora_file, "--json").out)
     lora = read_lora(lora_file)
     norm = sum(f.delta().square().sum().item() for f in lora.factors.values()) ** 0.5
-    assert summary["base"] == "world" and summary["sites"] == summary["sites_of_base"] == 80
+    assert summary["base"] == "world" and summary["sites"] == {"covered": 80, "total": 80}
     assert summary["ranks"] == {"2": 80} and summary["norm"] == pytest.approx(norm, rel=1e-5)
 
 
@@ -180,7 +181,9 @@ def test_lora_info_of_partial_coverage(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "part.safetensors"
     write_lora(path, tiny_lora(WORLD, covers=lambda module: "attn" in module), WORLD)
     summary = json.loads(cli("lora", "info", path, "--base", "world", "--json").out)
-    assert summary["sites"] == 64 and summary["missing_modules"] == ["ffn.0", "ffn.2"]
+    assert summary["sites"] == {"covered": 64, "total": 80} and summary["modules"]["ffn.0"]["covered"] == 0
+    lines = cli("lora", "info", path).out.splitlines()
+    assert [line.split() for line in lines if "ffn" in line] == [[f"ffn.{i}", "0", "of", "8"] for i in (0, 2)]
 
 
 @pytest.mark.parametrize("fmt", ["wan", "diffusers", "kohya"])

@@ -1,8 +1,8 @@
 """`p2e lora`: look at a LoRA file, rewrite it in another format, blend several."""
 
 import json
-from dataclasses import asdict
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -31,12 +31,37 @@ def info(
     """Print what a LoRA file holds: format, base, coverage, rank, folded scales, norm."""
     from p2e.bases import get_base
     from p2e.lora.formats import read_lora
-    from p2e.lora.summary import summarise
+    from p2e.lora.summary import lora_summary
 
     table = base_or_none(base)
     lora = read_lora(file, table, expert)
-    summary = summarise(lora, table or get_base(lora.base))
-    print(json.dumps(asdict(summary), indent=2) if as_json else summary.table())
+    summary = lora_summary(lora, table or get_base(lora.base))
+    print(json.dumps(summary, indent=2) if as_json else summary_text(summary))
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """Lines of "name  value"; a module type or a key that is as expected has none."""
+
+    def counts(table: Mapping[str, int]) -> str:
+        return next(iter(table)) if len(table) == 1 else ", ".join(f"{k} ({n} sites)" for k, n in table.items())
+
+    parts = {name: f"{m['covered']} of {m['total']}" for name, m in summary["modules"].items()}
+    rows = {
+        "file": summary["source"],
+        "format": summary["family"],
+        "base": summary["base"],
+        "sites": f"{summary['sites']['covered']} of {summary['sites']['total']}",
+        **{f"  {name}": part for name, part in parts.items() if len(set(part.split(" of "))) > 1},
+        "rank": counts(summary["ranks"]),
+        "folded scale": counts(summary["scales"]),
+        "norm": f"{summary['norm']:.4g}",
+        "parameters": f"{summary['parameters']:,}",
+        "biases": str(summary["biases"]),
+        **{f"ignored {key}": reason for key, reason in summary["ignored"].items()},
+        **{f"header {key}": value for key, value in summary["metadata"].items()},
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
 
 
 @app.command()
