@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from p2e.errors import ConfigError, InputError
 
-__all__ = ["HypernetConfig", "LossConfig", "Settings", "TrainConfig"]
+__all__ = ["HypernetConfig", "LossConfig", "RenderConfig", "Settings", "TrainConfig"]
 
 
 class Settings(BaseModel):
@@ -175,3 +175,26 @@ class TrainConfig(Settings):
         if self.cuda_graph and self.hypernet.ensemble:
             raise ValueError("an ensemble routes on the host, which a CUDA graph cannot hold; set cuda_graph: false")
         return self
+
+
+class RenderConfig(Settings):
+    """How a clip is rendered. The defaults are the embedded world's.
+
+    Attributes:
+        height, width: pixels.
+        frames: 1 plus a multiple of the autoencoder's temporal factor (4).
+        fps: frames per second that the base was trained at.
+        steps: denoising steps.
+        guidance: classifier-free guidance scale; 1 or less leaves the second pass out.
+        negative_prompt: what guidance leads away from; "" stands for no text at all (zero states).
+        max_rank: rank of the LoRA slot.
+    """
+
+    height: int = Field(default=96, ge=16, le=4096)
+    width: int = Field(default=96, ge=16, le=4096)
+    frames: int = Field(default=17, ge=1, le=1001)
+    fps: float = Field(default=8.0, gt=0, le=240)
+    steps: int = Field(default=10, ge=1, le=1000)
+    guidance: float = Field(default=1.0, ge=0, le=100)
+    negative_prompt: str = ""
+    max_rank: int = Field(default=64, ge=1, le=4096)

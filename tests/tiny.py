@@ -39,7 +39,7 @@ def tiny_vae(seed: int = 1) -> Any:
     torch.manual_seed(seed)
     statistics: Any = {"latents_mean": [0.0] * Z_CHANNELS, "latents_std": [1.0] * Z_CHANNELS}
     vae = AutoencoderKLWan(
-        base_dim=8, decoder_base_dim=8, z_dim=Z_CHANNELS, dim_mult=[1, 1, 2], num_res_blocks=1,
+        base_dim=8, decoder_base_dim=8, z_dim=Z_CHANNELS, dim_mult=[1, 2, 2], num_res_blocks=1,
         temperal_downsample=[True, True], patch_size=2, in_channels=12, out_channels=12, is_residual=True,
         scale_factor_spatial=8, scale_factor_temporal=4, **statistics,
     )  # fmt: skip
