@@ -92,7 +92,7 @@ def align_signs(a: Tensor, b: Tensor, mask: Tensor, voters: Tensor | None = None
         vote = mask
     x = torch.cat((b.mT, a), -1).transpose(0, 1)  # [r, E, d_out + d_in]
     length = x.norm(dim=-1, keepdim=True)
-    x = x / torch.where(length > 0, length, 1.0)
+    x /= torch.where(length > 0, length, 1.0)
     gram = (x @ x.mT).double()  # [r, E, E]
     gram.diagonal(dim1=1, dim2=2).zero_()
     both = (vote[:, None] & vote[None, :]).to(gram)

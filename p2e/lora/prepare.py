@@ -2,7 +2,7 @@
 
 First effect by effect: a LoRA is read, brought to the asked rank, and its factors are appended to one scratch file a
 site. Then site by site: the scratch file becomes the record of all effects, with signs aligned. So memory holds one
-LoRA and one record, however many effects there are, and the disk never more than the result and one record.
+LoRA, then three copies of one record, however large the library is, and the disk little more than the result.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def prepare_library(
         device: where the decompositions run.
 
     Raises:
-        InputError: another base, no training effects, training effects without prompts, or a rank that does not do.
+        InputError: another base, no training effects, effects without prompts, or a rank that does not do.
         FormatError: a LoRA is missing or cannot be read.
         OutputError: `out` cannot be written, or is a folder of something else.
     """
@@ -94,13 +94,10 @@ def _check(manifest: Manifest, base: Base, rank: int, targets: str) -> None:
         raise InputError(f"rank {rank}: targets have rank 1 at least")
     if targets not in ("canonical", "raw"):
         raise InputError(f"targets {targets!r}: choose canonical or raw")
-    train = [entry for entry in manifest.entries if entry.split == "train"]
-    if not train:
+    if not any(entry.split == "train" for entry in manifest.entries):
         raise InputError("no effect of the library is in the split train; there is nothing to train on")
-    if without := [entry.effect for entry in train if not entry.prompts]:
-        raise InputError(
-            f"{len(without)} training effects have no prompts ({without[0]} ..); describe each in the manifest"
-        )
+    if without := [entry.effect for entry in manifest.entries if not entry.prompts]:
+        raise InputError(f"effects without prompts: {', '.join(without)[:200]}; describe each in the manifest")
     for entry in manifest.entries:
         for _, written, _ in entry.files():
             check_file(manifest.locate(written))

@@ -211,7 +211,7 @@ def test_bad_requests_are_refused_before_any_work(manifest, tmp_path):
     (tmp_path / "file").write_text("")
     refused(OutputError, "choose another place", out=tmp_path / "file/below")
     unprompted = Manifest.load(write_manifest(tmp_path, [entry("full", prompts=[])]))
-    refused(InputError, r"1 training effects have no prompts \(full", manifest=unprompted)
+    refused(InputError, "effects without prompts: full;", manifest=unprompted)
     untrained = Manifest.load(write_manifest(tmp_path, [entry("full", split="ood")]))
     refused(InputError, "split train", manifest=untrained)
     missing = Manifest.load(write_manifest(tmp_path, [entry("full"), entry("gone")]))
