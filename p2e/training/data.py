@@ -1,0 +1,224 @@
+"""What a step reads: weights, targets and token states, kept on the device while they fit, else read ahead from disk.
+
+Shapes: S sites of one shape a step, E effects a step, N sites and F effects in all, r rank, T tokens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from p2e.bases import WeightReader
+from p2e.bases.base import Base, Site
+from p2e.errors import InputError
+from p2e.hypernet.model import Sites, Weights
+from p2e.hypernet.variants import Predictor
+from p2e.lora.prepared import PreparedLibrary
+from p2e.text import TextEncoder, TextStates
+
+__all__ = ["Batch", "Group", "ResidentSource", "Source", "StreamedSource", "open_source"]
+
+
+class Batch(NamedTuple):
+    """One step's input, a list entry a shape: sites, targets A* [S, E, r, d_in] and B* [S, E, d_out, r] in units of
+    the site's scale, weight [S, E] (0 where not covered); token states [E, T, D] and mask [E, T] of all."""
+
+    sites: list[Sites]
+    a: list[Tensor]
+    b: list[Tensor]
+    weight: list[Tensor]
+    text: Tensor
+    text_mask: Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trained sites of one shape."""
+
+    d_out: int
+    d_in: int
+    sites: tuple[Site, ...]
+
+
+class Targets(NamedTuple):
+    """Of N sites of one shape: weights, indices, and for all F effects scaled targets and weight."""
+
+    sites: Sites
+    a: Tensor
+    b: Tensor
+    weight: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        w = self.sites.weights
+        return [
+            *((w,) if isinstance(w, Tensor) else w),
+            self.sites.block,
+            self.sites.module,
+            self.a,
+            self.b,
+            self.weight,
+        ]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Targets":
+        *weights, block, module, a, b, weight = map(function, self.tensors())
+        return Targets(
+            Sites(weights[0] if len(weights) == 1 else (weights[0], weights[1]), block, module), a, b, weight
+        )
+
+    def take(self, sites: Tensor, effects: Tensor) -> "Targets":
+        """Those of some sites [S] and effects [E]."""
+        w, pair = self.sites.weights, (sites[:, None], effects[None])
+        weights: Weights = w[sites] if isinstance(w, Tensor) else (w[0][sites], w[1][sites])
+        kept = Sites(weights, self.sites.block[sites], self.sites.module[sites])
+        return Targets(kept, self.a[pair], self.b[pair], self.weight[pair])
+
+
+class Source:
+    """Access to the library, base and prompts of a run.
+
+    Args:
+        device: where batches go.
+        dtype: type in which W0 is kept; targets are float32.
+        across_sites: the model's sites attend to each other.
+
+    Raises:
+        InputError: the library is of another base, or has no effect to train on, or covers no site.
+    """
+
+    def __init__(
+        self, base: Base, weights: WeightReader, library: PreparedLibrary, encoder: TextEncoder, model: Predictor,
+        *, device: torch.device, dtype: torch.dtype, across_sites: bool = False,
+    ) -> None:  # fmt: skip
+        if library.base_name != base.name:
+            raise InputError(
+                f"the library was prepared for {library.base_name}, not {base.name}; give the base it fits"
+            )
+        self.base, self.weights, self.library, self.model = base, weights, library, model
+        self.device, self.dtype, self.across_sites = device, dtype, across_sites
+        self.splits = [effect.split for effect in library.effects]
+        self.train = [i for i, split in enumerate(self.splits) if split == "train"]
+        if not self.train:
+            raise InputError("the library has no effect with split: train; mark some in its manifest")
+        self.scales = self._scales()
+        self.groups = [
+            Group(*shape, tuple(site for site in sites if site.key in self.scales))
+            for shape, sites in base.shapes.items()
+            if any(site.key in self.scales for site in sites)
+        ]
+        self.effect_weight = torch.tensor([effect.weight for effect in library.effects], dtype=torch.float32)
+        prompts = [prompt for effect in library.effects for prompt in effect.prompts]
+        counts = [len(effect.prompts) for effect in library.effects]
+        self.prompts = [(sum(counts[:i]), count) for i, count in enumerate(counts)]
+        states: TextStates = encoder.encode(prompts)
+        self.text, self.text_mask = states.states.to(device), states.mask.to(device)
+
+    def _scales(self) -> dict[str, tuple[float, float]]:
+        """(scale of A, of B) of the sites that some training effect covers; the others cannot be trained."""
+        scales: dict[str, tuple[float, float]] = {}
+        for key in self.library.keys:
+            record = self.library.site(key)
+            if (
+                key in self.base.by_key
+                and bool(record.mask[self.train].any())
+                and min(record.scale_a, record.scale_b) > 0
+            ):
+                scales[key] = (record.scale_a, record.scale_b)
+        if not scales:
+            raise InputError(f"no training effect of the library covers a site of {self.base.name}; check the library")
+        return scales
+
+    def load(self, sites: Sequence[Site]) -> Targets:
+        """Reads sites of one shape, with all effects, onto the device."""
+        w0 = torch.stack([self.weights.read(site).to(torch.float32) for site in sites])
+        block = torch.tensor([site.block for site in sites])
+        module = torch.tensor([self.base.modules.index(site.module) for site in sites])
+        prepared = self.model.prepare(w0.to(self.device), block, module)
+        parts = (prepared,) if isinstance(prepared, Tensor) else prepared
+        kept = [part.to(self.dtype) for part in parts]
+        records = [self.library.site(site.key) for site in sites]
+        weight = torch.stack([record.mask for record in records]) * self.effect_weight
+        return Targets(
+            Sites(kept[0] if len(kept) == 1 else (kept[0], kept[1]), block.to(self.device), module.to(self.device)),
+            torch.stack([record.a / self.scales[record.key][0] for record in records]).to(self.device),
+            torch.stack([record.b / self.scales[record.key][1] for record in records]).to(self.device),
+            weight.to(self.device),
+        )
+
+    def targets(self, group: int, sites: Tensor, effects: Tensor) -> Targets:
+        """Of some sites [S] of a group, for some effects [E]."""
+        chosen = self.load([self.groups[group].sites[i] for i in sites.tolist()])
+        return chosen.take(torch.arange(len(sites), device=self.device), effects.to(self.device))
+
+    def chunks(self, effects: Tensor, sites: int) -> Iterator[list[Targets]]:
+        """All trained sites, for some effects [E], at most `sites` of a shape at a time; all at once where sites
+        attend to each other. A list entry a shape."""
+        if self.across_sites:
+            yield [self.targets(i, torch.arange(len(group.sites)), effects) for i, group in enumerate(self.groups)]
+            return
+        for i, group in enumerate(self.groups):
+            for index in torch.arange(len(group.sites)).split(sites):
+                yield [self.targets(i, index, effects)]
+
+    def batch(self, row: Tensor, widths: Sequence[int]) -> Batch:
+        """The batch of a sampler's row."""
+        *sites, effects, prompts = row.split(list(widths))
+        chosen = [self.targets(group, index, effects) for group, index in enumerate(sites)]
+        prompts = prompts.to(self.device)
+        return Batch(
+            [c.sites for c in chosen], [c.a for c in chosen], [c.b for c in chosen], [c.weight for c in chosen],
+            self.text[prompts], self.text_mask[prompts],
+        )  # fmt: skip
+
+    def batches(self, rows: Tensor, widths: Sequence[int]) -> Iterator[Batch]:
+        """The batches of several rows, in order."""
+        return (self.batch(row, widths) for row in rows)
+
+
+class StreamedSource(Source):
+    """Reads every step's sites from disk, one step ahead of the one that trains."""
+
+    def batches(self, rows: Tensor, widths: Sequence[int]) -> Iterator[Batch]:
+        with ThreadPoolExecutor(1) as pool:
+            pending = pool.submit(self.batch, rows[0], widths)
+            for row in rows[1:]:
+                ready = pending.result()
+                pending = pool.submit(self.batch, row, widths)
+                yield ready
+            yield pending.result()
+
+
+class ResidentSource(Source):
+    """Keeps everything on the device; a batch is a few gathers by index tensors, with no host synchronisation."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)  # pyright: ignore[reportArgumentType]
+        self._resident = [self._load_all(group.sites) for group in self.groups]
+
+    def _load_all(self, sites: Sequence[Site]) -> Targets:
+        """`load`, a site at a time into place, so that no second copy of a base is ever in memory."""
+        whole: Targets | None = None
+        for index, site in enumerate(sites):
+            one = self.load([site])
+            whole = whole or one.map(lambda x: x.new_empty(len(sites), *x.shape[1:]))
+            for place, value in zip(whole.tensors(), one.tensors(), strict=True):
+                place[index] = value[0]
+        assert whole is not None
+        return whole
+
+    def targets(self, group: int, sites: Tensor, effects: Tensor) -> Targets:
+        return self._resident[group].take(sites.to(self.device), effects.to(self.device))
+
+
+def open_source(
+    base: Base, weights: WeightReader, library: PreparedLibrary, encoder: TextEncoder, model: Predictor,
+    *, device: torch.device, dtype: torch.dtype, resident_bytes: float, across_sites: bool = False,
+) -> Source:  # fmt: skip
+    """A resident source where W0 and targets take at most `resident_bytes`, else a streamed one."""
+    sites = [base.by_key[key] for key in library.keys if key in base.by_key]
+    factors = 4 * library.rank * len(library.effects)
+    needed = sum(s.d_out * s.d_in * dtype.itemsize + factors * (s.d_out + s.d_in) for s in sites)
+    kind = ResidentSource if needed <= resident_bytes else StreamedSource
+    return kind(base, weights, library, encoder, model, device=device, dtype=dtype, across_sites=across_sites)

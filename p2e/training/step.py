@@ -1,0 +1,136 @@
+"""One optimizer step, apart from any loop: the same with and without Ray, eager, compiled, or as a CUDA graph.
+
+Nothing here synchronises with the host: losses stay on the device until somebody reads them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from p2e.config import LossConfig, TrainConfig
+from p2e.hypernet.losses import Losses, combine, site_errors
+from p2e.training.batches import Sampler
+from p2e.training.data import Batch, Source
+
+__all__ = ["GraphedStep", "Objective", "TrainStep", "make_optimizer", "rate"]
+
+
+class Objective(nn.Module):
+    """A hypernetwork with its loss: the module to compile, or to hand to DDP or DeepSpeed, whose forward is the loss.
+
+    Args:
+        model: a hypernetwork (`p2e.hypernet.variants.Predictor`).
+        loss: weights of the objective.
+        dtype: type of the matrix products of the network; the losses are computed in float32.
+    """
+
+    def __init__(self, model: nn.Module, loss: LossConfig, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model, self.loss, self.dtype = model, loss, dtype
+
+    def forward(self, batch: Batch) -> Losses:
+        # No cache of casted parameters: a CUDA graph must hold the casts.
+        with torch.autocast(batch.text.device.type, self.dtype, self.dtype != torch.float32, cache_enabled=False):
+            predicted = self.model.predict_sites(batch.sites, batch.text, batch.text_mask)  # pyright: ignore[reportCallIssue]
+        errors = [
+            site_errors(a_hat, b_hat, a, b, self.loss.epsilon)
+            for (a_hat, b_hat), a, b in zip(predicted, batch.a, batch.b, strict=True)
+        ]
+        return combine(errors, batch.weight, self.loss)
+
+
+def rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of a step: linear warm-up, then constant or a cosine down to `final_fraction`."""
+    warmup = max(1, round(config.warmup_fraction * config.steps))
+    level = 1.0
+    if config.decay == "cosine":
+        done = min(1.0, step / config.steps)
+        level = config.final_fraction + (1 - config.final_fraction) * (1 + math.cos(math.pi * done)) / 2
+    return config.learning_rate * level * min(1.0, (step + 1) / warmup)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; on a GPU fused, with its rate in a tensor, so that a CUDA graph can hold the step."""
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=torch.tensor(config.learning_rate, device="cuda") if on_gpu else config.learning_rate,
+        betas=config.betas, weight_decay=config.weight_decay, fused=on_gpu, capturable=on_gpu,
+    )  # fmt: skip
+
+
+class TrainStep:
+    """Gradient, clipping, AdamW, moving average.
+
+    Args:
+        objective: the loss, possibly compiled or wrapped.
+        model: the parameters' owner.
+        average: a copy of the model that follows it, or None.
+    """
+
+    def __init__(
+        self, objective: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig,
+        average: nn.Module | None = None,
+    ) -> None:  # fmt: skip
+        self.objective, self.optimizer, self.config = objective, optimizer, config
+        self.parameters: list[Tensor] = list(model.parameters())
+        self.averaged: list[Tensor] | None = None if average is None else list(average.parameters())
+
+    def set_rate(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate(self.config, step))
+            else:
+                group["lr"] = rate(self.config, step)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """One step -> the scalars of `Losses`, [4], on the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: Losses = self.objective(batch)
+        losses.loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+        if self.averaged is not None and self.config.ema is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(self.averaged, self.parameters, 1 - self.config.ema)
+        return torch.stack([scalar.detach() for scalar in losses])
+
+
+class GraphedStep:
+    """A `TrainStep` on a resident source, captured once and replayed with the row of each step as its only input."""
+
+    def __init__(self, step: TrainStep, source: Source, sampler: Sampler) -> None:
+        self.row = sampler.plan(0, 1)[0].to(source.device)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        # Warm-up steps must leave no trace: everything that a step changes is put back.
+        kept = self._tensors(step)
+        saved = [tensor.detach().clone() for tensor in kept]
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step(source.batch(self.row, sampler.widths))
+        torch.cuda.current_stream().wait_stream(stream)
+        step.optimizer.zero_grad(set_to_none=True)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.losses = step(source.batch(self.row, sampler.widths))
+        with torch.no_grad():
+            for tensor, value in zip(kept, saved, strict=True):
+                tensor.copy_(value)
+            fresh = {id(tensor) for tensor in kept}
+            for tensor in self._tensors(step):
+                if id(tensor) not in fresh:  # optimizer state that the warm-up made starts at zero
+                    tensor.zero_()
+
+    @staticmethod
+    def _tensors(step: TrainStep) -> Sequence[Tensor]:
+        state = [value for entry in step.optimizer.state.values() for value in entry.values()]
+        return [*step.parameters, *(step.averaged or []), *(value for value in state if isinstance(value, Tensor))]
+
+    def __call__(self, row: Tensor) -> Tensor:
+        """One step on a sampler's row -> the scalars of `Losses`, [4], valid until the next step."""
+        self.row.copy_(row, non_blocking=True)
+        self.graph.replay()
+        return self.losses
