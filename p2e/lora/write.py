@@ -64,6 +64,13 @@ def write_lora(
     for key in (*lora.factors, *lora.biases):
         if key not in base.by_key:
             raise InputError(f"{path}: {key} is no site of {base.name}, the LoRA is for {lora.base}; give that base")
+    for key, (a, b) in lora.factors.items():
+        site = base.by_key[key]
+        if (len(b), a.shape[1]) != (site.d_out, site.d_in) or b.shape[1] != len(a):
+            raise InputError(
+                f"{path}: {key} is {len(b)} x {a.shape[1]}, in {base.name} it is {site.d_out} x {site.d_in}; give the "
+                "base that the LoRA is for"
+            )
     if lora.biases and fmt == "kohya":
         raise InputError(f"{path}: the kohya format carries no biases and this LoRA has them; write wan or diffusers")
 

@@ -32,7 +32,8 @@ def small_ltx() -> Base:
 
 def small_cogvideox() -> Base:
     return cogvideox_base(
-        "small-cogvideox", num_layers=2, heads=2, head_dim=16, text_dim=12, in_channels=8, out_channels=4, time_embed_dim=8
+        "small-cogvideox", num_layers=2, heads=2, head_dim=16, text_dim=12, in_channels=8, out_channels=4,
+        time_embed_dim=8,
     )  # fmt: skip
 
 
@@ -141,7 +142,7 @@ def test_a_fused_layer_and_one_of_its_parts_in_one_file_contradict(tmp_path: Pat
         "transformer_blocks.0.attn.to_k.lora_A.weight": torch.randn(2, 32),
         "transformer_blocks.0.attn.to_k.lora_B.weight": torch.randn(32, 2),
     }
-    with pytest.raises(ValueError, match="two LoRAs of double_blocks.0.img_attn_qkv"):
+    with pytest.raises(ValueError, match=r"two LoRAs of double_blocks\.0\.img_attn_qkv"):
         read_lora(save(tmp_path / "x.safetensors", tensors), base)
 
 
