@@ -1,4 +1,4 @@
-"""A base with weights, a prepared library and an encoder, all tiny and on disk, for tests of training and prediction."""
+"""A base with weights, a prepared library and an encoder, all tiny and on disk, to train and predict with in tests."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,0 +1,166 @@
+"""From prompts to LoRAs: one pass of a trained hypernetwork over every site of its base."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from p2e import __version__
+from p2e.bases import WeightReader
+from p2e.bases.base import Site
+from p2e.errors import InputError
+from p2e.hypernet.checkpoint import Checkpoint
+from p2e.hypernet.model import Sites
+from p2e.lora.formats import LoraFormat, write_lora
+from p2e.lora.lora import Factors, Lora, Provenance
+from p2e.text import TextEncoder, TextStates, check_prompt
+
+__all__ = ["predict_loras", "predict_to_file"]
+
+CHUNK_BYTES = 512 << 20  # of one activation of the decompressor, which bounds the memory beside the weights
+EFFECTS_AT_ONCE = 16
+
+
+def predict_loras(
+    checkpoint: Checkpoint,
+    weights: WeightReader,
+    prompts: Sequence[str],
+    encoder: TextEncoder,
+    *,
+    strength: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> list[Lora]:
+    """Predicts the LoRA of each prompt, at every site that the hypernetwork was trained on.
+
+    Args:
+        checkpoint: the hypernetwork; its device and the type of its parameters are used.
+        weights: reads W0 of the base.
+        encoder: the base's text encoder.
+        strength: factor of the update.
+        dtype: type of the returned factors, which are on the CPU.
+
+    Returns:
+        One LoRA a prompt, all of the hypernetwork's rank, in the order of `prompts`.
+
+    Raises:
+        InputError: a prompt is empty or too long, or the weights are of another base than the checkpoint's.
+    """
+    texts = [check_prompt(prompt) for prompt in prompts]
+    check_base(checkpoint, weights)
+    if not texts:
+        return []
+    states = encoder.encode(texts).to(checkpoint.device)
+    factors: list[dict[str, Factors]] = [{} for _ in texts]
+    for sites, a, b in predict_factors(checkpoint, weights, states):
+        for i, site in enumerate(sites):
+            scale_a, scale_b = checkpoint.scales[site.key]
+            a_site = (a[i].float() * scale_a).to("cpu", dtype)
+            b_site = (b[i].float() * (scale_b * strength)).to("cpu", dtype)
+            for effect in range(len(texts)):
+                factors[effect][site.key] = Factors(a_site[effect].contiguous(), b_site[effect].contiguous())
+    order = [site.key for site in checkpoint.base.sites if site.key in checkpoint.scales]
+    return [
+        Lora(
+            checkpoint.base.name,
+            {key: found[key] for key in order},
+            provenance=Provenance(source=checkpoint.folder, metadata=describe(checkpoint, text, strength)),
+        )
+        for found, text in zip(factors, texts, strict=True)
+    ]
+
+
+def predict_to_file(
+    checkpoint: Checkpoint,
+    weights: WeightReader,
+    prompt: str,
+    encoder: TextEncoder,
+    path: str | Path,
+    *,
+    strength: float = 1.0,
+    fmt: LoraFormat = "wan",
+    dtype: torch.dtype = torch.bfloat16,
+) -> list[Path]:
+    """Predicts one LoRA and writes it, by default in original names (`diffusion_model.*.lora_{A,B}.weight`).
+
+    The header holds the prompt, the base, the checkpoint's digest, the strength and the version of p2e.
+
+    Returns:
+        The files: one, or one an expert where the base has several.
+
+    Raises:
+        InputError: as for `predict_loras`.
+        OutputError: `path` cannot be written; nothing is left there.
+    """
+    lora = predict_loras(checkpoint, weights, [prompt], encoder, strength=strength)[0]
+    return write_lora(path, lora, checkpoint.base, fmt, dtype, lora.provenance.metadata)
+
+
+def describe(checkpoint: Checkpoint, prompt: str, strength: float) -> dict[str, str]:
+    return {
+        "prompt": prompt, "base": checkpoint.base.name, "checkpoint": checkpoint.hash, "strength": f"{strength:g}",
+        "p2e_version": __version__,
+    }  # fmt: skip
+
+
+def check_base(checkpoint: Checkpoint, weights: WeightReader) -> None:
+    """Refuses weights of another base; another fine-tune of the same base is allowed, as its sites are the same.
+
+    Raises:
+        InputError: name or sites differ.
+    """
+    base, given = checkpoint.base, weights.base
+    if given.name != base.name or given.sites != base.sites:
+        raise InputError(
+            f"{checkpoint.folder}: predicts for {base.name}, but the weights given are of {given.name}; "
+            "give the base that it was trained on"
+        )
+
+
+@torch.no_grad()
+def predict_factors(
+    checkpoint: Checkpoint, weights: WeightReader, states: TextStates
+) -> Iterator[tuple[list[Site], Tensor, Tensor]]:
+    """Predictions by chunks of sites of one shape, in the units of the training targets.
+
+    Yields:
+        sites, A^ [S, E, r, d_in], B^ [S, E, d_out, r], for all E effects of `states`.
+    """
+    for chunk in site_chunks(checkpoint, min(len(states.mask), EFFECTS_AT_ONCE)):
+        groups = [read_sites(checkpoint, weights, sites) for sites in chunk]
+        parts = []
+        for start in range(0, len(states.mask), EFFECTS_AT_ONCE):
+            some = states[start : start + EFFECTS_AT_ONCE]
+            parts.append(checkpoint.model.predict_sites(groups, some.states.to(checkpoint.dtype), some.mask))
+        for sites, *found in zip(chunk, *parts, strict=True):
+            yield sites, torch.cat([a for a, _ in found], dim=1), torch.cat([b for _, b in found], dim=1)
+
+
+def site_chunks(checkpoint: Checkpoint, effects: int) -> Iterator[list[list[Site]]]:
+    """Trained sites in the portions that are predicted together, a list entry a shape."""
+    shapes = [[s for s in sites if s.key in checkpoint.scales] for sites in checkpoint.base.shapes.values()]
+    shapes = [sites for sites in shapes if sites]
+    if checkpoint.config.across_sites:  # the sites attend to each other
+        yield shapes
+        return
+    for sites in shapes:
+        tokens = sites[0].d_out + sites[0].d_in
+        size = effects * tokens * checkpoint.config.width * checkpoint.dtype.itemsize
+        count = max(1, CHUNK_BYTES // size)
+        for start in range(0, len(sites), count):
+            yield [sites[start : start + count]]
+
+
+def read_sites(checkpoint: Checkpoint, weights: WeightReader, sites: Sequence[Site]) -> Sites:
+    """What the network takes for sites of one shape, on its device and in its type."""
+    modules = checkpoint.base.modules
+    w0 = torch.stack([weights.read(site).to(torch.float32) for site in sites]).to(checkpoint.device)
+    block = torch.tensor([site.block for site in sites])
+    module = torch.tensor([modules.index(site.module) for site in sites])
+    prepared = checkpoint.model.prepare(w0, block, module)
+    cast = (
+        prepared.to(checkpoint.dtype)
+        if isinstance(prepared, Tensor)
+        else (prepared[0].to(checkpoint.dtype), prepared[1].to(checkpoint.dtype))
+    )
+    return Sites(cast, block.to(checkpoint.device), module.to(checkpoint.device))
