@@ -1,12 +1,12 @@
 """Draws clips: scenes and effect parameters in, pixels out, for a whole batch at once.
 
-Everything that moves, bends or magnifies acts on coordinates, and the background and the sprites are looked up there, so
-that nothing is resampled twice and nothing falls off the edge of the picture. `p2e.world.grade` then colours and restyles.
+Everything that moves, bends or magnifies acts on coordinates, and the background and the sprites are looked up there,
+so that nothing is resampled twice and nothing falls off the edge of the picture. `p2e.world.grade` then colours and
+restyles.
 Edges are smooth (sprites by interpolation of premultiplied colours at two sizes, patterns by tanh).
 
 Shape legend: B clips, F frames of a chunk, H x W pixels.
 """
-
 
 import torch
 from torch import Tensor
@@ -23,9 +23,7 @@ __all__ = ["draw_clips"]
 CHUNK_PIXELS = {"cuda": 16 << 20, "cpu": 1 << 19}  # pixels of all frames drawn at once: memory there, cache here
 
 
-def draw_clips(
-    scenes: Scenes, params: EffectParams | None, atlas: Atlas, frames: int = 17, size: int = 96
-) -> Tensor:
+def draw_clips(scenes: Scenes, params: EffectParams | None, atlas: Atlas, frames: int = 17, size: int = 96) -> Tensor:
     """Draws every clip of a batch.
 
     Args:
@@ -155,7 +153,7 @@ class _Canvas:
 def _place(
     canvas: _Canvas, rows: Tensor, x: Tensor, y: Tensor, width: Tensor, height: Tensor, turn: Tensor, lean: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sprite coordinates [R, F, H, W] of a sprite at x, y, of half sides width, height, turned clockwise; each [R, F]."""
+    """Sprite coordinates [R, F, H, W] of a sprite at x, y with half sides width, height; all [R, F]."""
 
     def pixels(t: Tensor) -> Tensor:
         return t[..., None, None]
@@ -218,12 +216,13 @@ def _visitor(canvas: _Canvas, scenes: Scenes, tempo: Tempo, slot: str, behind: b
     end_x = torch.where(passes, end_x, end_x.clamp(-0.74, 0.74))
     end_y = torch.where(passes, end_y, end_y.clamp(-0.74, 0.74))
     from_x, from_y = t.value(f"{slot}_from_x"), t.value(f"{slot}_from_y")
-    start_x = torch.where(from_x == 0, end_x, from_x * 1.65)
-    start_y = torch.where(from_y == 0, end_y, from_y * 1.65)
+    half = t.value(f"{slot}_size")
+    outside = 1.05 + 1.4 * half  # so far out that no corner of it is seen at any turn
+    start_x = torch.where(from_x == 0, end_x, from_x * outside)
+    start_y = torch.where(from_y == 0, end_y, from_y * outside)
     carry = t.value(f"{slot}_carry")
     x = start_x + (end_x - start_x) * arrived + carry * t.late("dx")
     y = start_y + (end_y - start_y) * arrived + carry * t.late("dy") - t.value(f"{slot}_bob") * t.hop()
-    half = t.value(f"{slot}_size")
     # One that comes from nowhere grows on the spot.
     grows = (from_x == 0) & (from_y == 0)
     half = half * torch.where(grows, arrived, 1.0).clamp(min=0.02)

@@ -1,7 +1,8 @@
 """The table of effects, and clips' parameters drawn from it.
 
 Names follow the paper's list (appendix B.3) wherever a procedural twin exists. Training effects show the single things;
-held-out effects recombine them; out-of-distribution ones compose two, or bring in a sprite that no training effect shows.
+held-out effects recombine them; out-of-distribution ones compose two, or bring in a sprite that no training effect
+shows.
 """
 
 from collections.abc import Sequence

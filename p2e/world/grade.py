@@ -101,9 +101,7 @@ def _style(picture: Tensor, amount: _Amounts) -> Tensor:
             picture = picture * (1 - edge * amount("ink"))
         if tempo.used("sketch"):
             paper, line = tempo.colour("paper"), tempo.colour("line")
-            grey = _luma(picture)
-            coloured = paper * (0.25 + 0.75 * grey) + 1.1 * (picture - grey)
-            sheet = paper + (coloured - paper) * tempo.value("keep", 3)
+            sheet = paper + 0.5 * (picture - paper) * tempo.value("keep", 3)
             drawn = sheet + (line - sheet) * edge
             picture = picture + (drawn - picture) * amount("sketch")
     return picture.clamp(0, 1)

@@ -1,8 +1,8 @@
 """Generic motion, with coarse captions: what the base is trained on.
 
-A clip draws one to three kinds of event and random values for each, over the same parameter space as the effects. So the
-base learns to move, bend, recolour, restyle, bring in and transform, and which of these a caption asks for; but never which
-colour, visitor, style or direction, for captions do not say.
+A clip draws one to three kinds of event and random values for each, over the same parameter space as the effects. So
+the base learns to move, bend, recolour, restyle, bring in and transform, and which of these a caption asks for; but
+never which colour, visitor, style or direction, for captions do not say.
 """
 
 import torch
@@ -21,10 +21,10 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "camera": ("{}, the camera moves", "a moving shot of {}", "{} while the view changes", "{}, with a camera move"),
     "warp": ("{}, the picture is distorted", "{} while everything bends", "a warped view of {}", "{}, shapes bending"),
     "colour": ("{}, the colours change", "{} while the light changes", "{} in changing light", "{}, a new colour mood"),
-    "style": ("{}, the style changes", "{} turning into another kind of picture", "{}, drawn anew", "{} in a new style"),
+    "style": ("{}, the style changes", "{} becoming another kind of picture", "{}, drawn anew", "{} in a new style"),
     "visit": ("{}, something comes in", "{} gets a visitor", "{} while something else appears", "{}, someone arrives"),
     "transform": (
-        "{}, becoming something else", "{} changes into something", "a transformation of {}", "{} turns into another thing"
+        "{}, becoming something else", "{} changes into something", "a transformation of {}", "{} becomes a new thing"
     ),
 }  # fmt: skip
 SUBJECTS = ("a scene", *(f"{'an' if s.name[0] in 'aeiou' else 'a'} {s.name}" for s in SPRITES if s.kind != "prop"))
@@ -113,7 +113,8 @@ class _Draw:
 
     def choose(self, on: Tensor, shares: tuple[float, ...], extra: float = 0.2) -> list[Tensor]:
         """For each clip one of several things by their shares, and each of the others with a small chance."""
-        pick = torch.multinomial(torch.tensor(shares, device=self.values.device), self.n, True, generator=self.generator)
+        weights = torch.tensor(shares, device=self.values.device)
+        pick = torch.multinomial(weights, self.n, replacement=True, generator=self.generator)
         return [on & ((pick == i) | (self.uniform() < extra * share / max(shares))) for i, share in enumerate(shares)]
 
 
@@ -156,12 +157,14 @@ def _warp(d: _Draw, on: Tensor) -> None:
 
 
 def _colour(d: _Draw, on: Tensor) -> None:
-    names = ("tint", "brightness", "saturation", "contrast", "hue", "invert", "vignette", "daynight", "paint", "backdrop")
-    ranges = ((0.3, 0.9), (0.2, 0.9), (0.4, 1.4), (0.2, 0.7), (0.6, 3.6), (0.7, 1.0), (0.4, 1.0), (0.6, 1.0), (0.5, 1.0),
-              (0.6, 1.0))  # fmt: skip
-    picked = d.choose(on, (4.0, 2.0, 2.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.5, 1.5))
+    table = {  # share, least, most
+        "tint": (4.0, 0.3, 0.9), "brightness": (2.0, 0.2, 0.9), "saturation": (2.0, 0.4, 1.4),
+        "contrast": (1.0, 0.2, 0.7), "hue": (2.0, 0.6, 3.6), "invert": (1.0, 0.7, 1.0), "vignette": (1.0, 0.4, 1.0),
+        "daynight": (1.0, 0.6, 1.0), "paint": (1.5, 0.5, 1.0), "backdrop": (1.5, 0.6, 1.0),
+    }  # fmt: skip
+    picked = d.choose(on, tuple(share for share, _, _ in table.values()))
     signed = ("brightness", "saturation", "contrast", "hue", "vignette")
-    for name, (low, high), where in zip(names, ranges, picked, strict=True):
+    for (name, (_, low, high)), where in zip(table.items(), picked, strict=True):
         d.put(name, d.either(low, high) if name in signed else d.between(low, high), where)
         if name in ("tint", "paint", "backdrop"):
             d.put_colour(name, where)

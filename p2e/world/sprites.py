@@ -61,8 +61,8 @@ SPRITES: tuple[Sprite, ...] = (
     ),
     *_sprites(
         "prop",
-        "🐱 cat, 🎅 santa, 🐮 cow, 👻 ghost, 🤖 robot, 🚂 train, 👽 alien, 🐻 brown bear, 🐼 panda, 💀 skull, 🤡 clown, "
-        "🧟 zombie, 🎃 pumpkin, 🐔 chicken, 🦄 unicorn, 🐙 octopus, 🐝 bee, 🦋 butterfly, 🕷 spider, 👶 baby, "
+        "🐱 cat, 🎅 santa, 🐮 cow, 👻 ghost, 🤖 robot, 🚂 train, 👽 alien, 🐻 brown bear, 🐼 panda, 💀 skull, "
+        "🤡 clown, 🧟 zombie, 🎃 pumpkin, 🐔 chicken, 🦄 unicorn, 🐙 octopus, 🐝 bee, 🦋 butterfly, 🕷 spider, 👶 baby, "
         "👴 old man, 👵 old woman, 🧛 vampire, 🧝 elf, 🍪 cookie, ☕ coffee cup, 🏎 racing car, 🚀 rocket, ✈ airplane, "
         "⛵ sailing boat, 🚁 helicopter, 🎁 gift, 🎈 balloon, 🌳 tree, 🌸 blossom, ⭐ star, 🌙 moon, 🌞 sun, ☁ cloud, "
         "🔥 fire, ⛄ snowman, ❤ heart, 💎 diamond, 👑 crown, 🎩 top hat, ☂ umbrella, 🧹 broom, 🧠 brain, 🦇 bat, "
@@ -72,8 +72,7 @@ SPRITES: tuple[Sprite, ...] = (
 )
 NAMES: tuple[str, ...] = tuple(sprite.name for sprite in SPRITES)
 SUBJECTS: dict[str, tuple[int, ...]] = {
-    kind: tuple(i for i, sprite in enumerate(SPRITES) if sprite.kind == kind)
-    for kind in ("person", "animal", "object")
+    kind: tuple(i for i, sprite in enumerate(SPRITES) if sprite.kind == kind) for kind in ("person", "animal", "object")
 }
 
 

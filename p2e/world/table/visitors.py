@@ -275,6 +275,7 @@ VISITORS: tuple[EffectSpec, ...] = (
         "Sledging: a red sled appears beneath and both slide away down and right.",
         "Let it go downhill on a sled, leaving at the bottom right.",
         "A sledge comes in from the left, takes the subject and rushes down the hill.",
-        first_sprite="sled", first_from_x=-1.0, first_y=0.38, first_size=0.44, first_carry=1.0, late=0.4, dx=1.5, dy=0.7,
+        first_sprite="sled", first_from_x=-1.0, first_y=0.38, first_size=0.44, first_carry=1.0, late=0.4, dx=1.5,
+        dy=0.7,
     ),
 )  # fmt: skip
