@@ -5,6 +5,7 @@ Anything else is a defect of p2e and keeps its traceback. Commands live in p2e.c
 when they run, so that help is instant.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from p2e import __version__
-from p2e.commands import lora
+from p2e.commands import hypernet, library, lora, video, world
 from p2e.errors import InputError, P2EError
 
 __all__ = ["PLUGIN_GROUP", "app", "main"]
@@ -70,6 +71,10 @@ def broken_command(point: EntryPoint, reason: str) -> Any:
 
 app = typer.Typer(cls=PluginGroup, name="p2e", add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(lora.app, name="lora")
+app.add_typer(library.app, name="library")
+app.add_typer(world.app, name="world")
+for command in (hypernet.train, hypernet.predict, video.render, video.adapt):
+    app.command()(command)
 
 
 def show_version(wanted: bool) -> None:
@@ -90,6 +95,8 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 a check found something, 2 a user's mistake, 130 interrupted."""
+    for library_name in ("TRANSFORMERS", "DIFFUSERS"):  # their notices are not for a user of p2e
+        os.environ.setdefault(f"{library_name}_VERBOSITY", "error")
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="p2e", standalone_mode=False)
     except P2EError as error:

@@ -1,18 +1,23 @@
 """Options and arguments that several commands share."""
 
+import contextlib
 import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from p2e.errors import InputError
+from p2e.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from p2e.bases import Base
 
 __all__ = [
     "AsJson", "BaseFolder", "BaseOption", "Device", "Dtype", "DtypeOption", "Expert", "Format", "FormatOption",
-    "Output", "base_or_none", "parse_weighted", "pick_device",
+    "Output", "base_or_none", "check_output", "on_terminal", "parse_weighted", "pick_device", "progress_bar", "shipped",
 ]  # fmt: skip
 
 Format = Literal["wan", "diffusers", "kohya"]
@@ -82,3 +87,43 @@ def pick_device(name: str | None) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {name}: there is no GPU on this machine; use cpu")
     return name
+
+
+def shipped(name: str, part: str) -> str:
+    """The path of a part of the shipped world where `name` is "world"; anything else is a path already."""
+    import p2e.world
+
+    return str(Path(p2e.world.__path__[0]) / part) if name == "world" else name
+
+
+def check_output(path: str, endings: tuple[str, ...] = ()) -> None:
+    """Finds out before the work begins that a result could not be written after it.
+
+    Raises:
+        InputError: the path has none of the `endings`.
+        OutputError: it is a folder, or its folder cannot be made or written to.
+    """
+    target = Path(path)
+    if endings and target.suffix.lower() not in endings:
+        raise InputError(f"{path}: cannot be written in that format; let the name end in {' or '.join(endings)}")
+    if target.is_dir():
+        raise OutputError(f"{path}: is a folder; give the name of a file")
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{path}: cannot be written, {parent} is no folder one can write to; choose another place")
+
+
+def on_terminal() -> bool:
+    """Whether someone watches: progress bars are drawn on a terminal alone."""
+    return sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; the function it gives takes what is done and the whole."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not on_terminal(), transient=True) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

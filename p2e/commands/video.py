@@ -1,0 +1,88 @@
+"""`p2e render` and `p2e adapt`: a LoRA to a video, and videos to a LoRA."""
+
+from typing import Annotated
+
+import typer
+
+from p2e.commands.options import (
+    BaseFolder,
+    Device,
+    Output,
+    check_output,
+    parse_weighted,
+    pick_device,
+    progress_bar,
+)  # fmt: skip
+
+
+def render(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="First frame: a PNG, JPEG or WebP file.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What happens, in words.")],
+    output: Output,
+    base: BaseFolder = "world",
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:STRENGTH]", help="LoRA to apply; several are added up.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the base's own if left out.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Length; the base's own if left out.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; the base's own if left out.")] = None,
+    height: Annotated[int | None, typer.Option(min=16, help="Pixels; the base's own if left out.")] = None,
+    width: Annotated[int | None, typer.Option(min=16, help="Pixels; the base's own if left out.")] = None,
+    scale: Annotated[int, typer.Option(min=1, max=16, help="Enlarge the video by this whole factor.")] = 1,
+    device: Device = None,
+) -> None:
+    """Render a video from an image and a prompt, with or without LoRAs."""
+    import torch
+
+    from p2e.lora.formats import read_lora
+    from p2e.render.image import load_image
+    from p2e.render.pipeline import Renderer
+    from p2e.render.video import write_video
+    from p2e.text import check_prompt
+
+    text = check_prompt(prompt)
+    check_output(output, endings=(".mp4", ".gif"))
+    picture = load_image(image)
+    where = pick_device(device)
+    renderer = Renderer.open(base, where, torch.bfloat16 if where.startswith("cuda") else torch.float32)
+    loras = [(read_lora(path, renderer.base), weight) for path, weight in map(parse_weighted, lora or [])]
+    with progress_bar("denoising") as update:
+        clip = renderer.render(
+            picture, text, lora=loras, seed=seed, steps=steps, frames=frames, guidance=guidance, height=height,
+            width=width, callback=update,
+        )  # fmt: skip
+    write_video(output, clip, scale=scale)
+    print(f"wrote {output}: {len(clip)} frames of {clip.size[1]} x {clip.size[0]}, {clip.fps:g} a second")
+
+
+def adapt(
+    clips: Annotated[str, typer.Argument(metavar="CLIPS", help="Folder of NAME.mp4 and NAME.txt, or a clips.jsonl.")],
+    output: Output,
+    base: BaseFolder = "world",
+    init: Annotated[str | None, typer.Option(metavar="FILE", help="LoRA to begin from, such as a prediction.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="YAML or JSON of an AdaptConfig.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Overrides the configuration's.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Overrides the configuration's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Overrides the configuration's.")] = None,
+    device: Device = None,
+) -> None:
+    """Train a LoRA on clips, from scratch or from a given LoRA."""
+    from p2e.adapt.config import AdaptConfig
+
+    given = AdaptConfig.parse({}) if config is None else AdaptConfig.load(config)
+    asked = {"steps": steps, "rank": rank, "seed": seed}
+    settings = AdaptConfig.parse(given.model_dump() | {k: v for k, v in asked.items() if v is not None}, "p2e adapt")
+    check_output(output)
+    from p2e.adapt.run import adapt as run
+    from p2e.bases import open_base
+    from p2e.render.defaults import render_defaults
+
+    cut = render_defaults(open_base(base)[0])
+    where = pick_device(device)
+    with progress_bar("training") as update:
+        trained = run(
+            clips, base, output, settings, init=init, device=where, fps=cut.fps,
+            size=(cut.frames, cut.height, cut.width), on_step=lambda step, _: update(step + 1, settings.steps),
+        )  # fmt: skip
+    print(f"wrote {output}: rank {trained.rank}, {len(trained.factors)} sites of {trained.base}")
