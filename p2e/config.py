@@ -114,7 +114,7 @@ class LossConfig(Settings):
     """
 
     update: float = Field(default=0.0, ge=0, le=1)
-    epsilon: float = Field(default=1e-6, ge=0)
+    epsilon: float = Field(default=1e-6, gt=0)
 
 
 class TrainConfig(Settings):
