@@ -6,6 +6,7 @@ A user's file is never unpickled. Every header is checked before memory is taken
 import contextlib
 import hashlib
 import json
+import math
 import os
 import struct
 import uuid
@@ -84,17 +85,18 @@ class SafetensorsFile:
                 name: TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"]), *map(int, entry["data_offsets"]))
                 for name, entry in header.items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise FormatError(f"{self.path}: the safetensors header is not valid ({error}); write it again") from None
         self._data_start = 8 + length
         for name, spec in specs.items():
-            count = spec.dtype.itemsize
-            for extent in spec.shape:
-                count *= extent
-            if not 0 <= spec.start <= spec.stop or spec.stop - spec.start != count or min(spec.shape, default=0) < 0:
-                raise FormatError(f"{self.path}: tensor {name} has a byte range that does not fit its shape")
+            label = ascii(name)[:120]  # names come from the file: keep the message to one line
+            if any(type(extent) is not int or not 0 <= extent < 1 << 63 for extent in spec.shape):
+                raise FormatError(f"{self.path}: tensor {label} has a shape that is not valid; write the file again")
+            count = spec.dtype.itemsize * math.prod(spec.shape)
+            if not 0 <= spec.start <= spec.stop or spec.stop - spec.start != count:
+                raise FormatError(f"{self.path}: tensor {label} has a byte range that does not fit its shape")
             if self._data_start + spec.stop > size:
-                raise FormatError(f"{self.path}: truncated, tensor {name} ends past the file; download it again")
+                raise FormatError(f"{self.path}: truncated, tensor {label} ends past the file; download it again")
         return metadata, specs
 
     def keys(self) -> list[str]:

@@ -106,11 +106,11 @@ def pipeline(base: Base) -> Any:
     return kind(**{**required, "transformer": transformer})
 
 
-def diffusers_updates(pipe: Any) -> dict[str, Tensor]:
+def diffusers_updates(pipe: Any, transformer: Any = None) -> dict[str, Tensor]:
     """Layer -> B A scaling, for every layer that carries an adapter."""
     return {
         name: (layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight * layer.scaling[adapter]).detach()
-        for name, layer, adapter in adapted_layers(pipe)
+        for name, layer, adapter in adapted_layers(transformer or pipe.transformer)
     }
 
 
@@ -118,14 +118,14 @@ def diffusers_biases(pipe: Any) -> dict[str, Tensor]:
     """Layer -> bias of its update, for every layer that carries one."""
     return {
         name: layer.lora_B[adapter].bias.detach() * layer.scaling[adapter]
-        for name, layer, adapter in adapted_layers(pipe)
+        for name, layer, adapter in adapted_layers(pipe.transformer)
         if layer.lora_B[adapter].bias is not None
     }
 
 
-def adapted_layers(pipe: Any) -> Iterator[tuple[str, Any, str]]:
-    """(name, layer, adapter) of every layer of the transformer that carries an adapter; one adapter is expected."""
-    for name, layer in pipe.transformer.named_modules():
+def adapted_layers(transformer: Any) -> Iterator[tuple[str, Any, str]]:
+    """(name, layer, adapter) of every layer of a transformer that carries an adapter; one adapter is expected."""
+    for name, layer in transformer.named_modules():
         if isinstance(layer, LoraLayer):
             (adapter,) = layer.lora_A
             yield name, layer, adapter

@@ -148,7 +148,8 @@ class NameTable:
         self._patterns = {_without_numbers(name) for name in self._places}
 
     def _add(self, name: str, place: Place) -> None:
-        for alias in (name, name.replace(".", "_")):
+        comfy = _comfy_name(name) if self.base.family == "hunyuan" else name
+        for alias in (name, comfy, name.replace(".", "_"), comfy.replace(".", "_")):
             self._places.setdefault(alias, {})[place.site.expert] = place
 
     def __contains__(self, layer: object) -> bool:
@@ -165,6 +166,16 @@ class NameTable:
     def beyond(self, layer: str) -> bool:
         """Whether the layer would be a site if the base had more blocks."""
         return layer not in self._places and _without_numbers(layer) in self._patterns
+
+
+def _comfy_name(name: str) -> str:
+    """ComfyUI's own name of an original HunyuanVideo layer, which LoRAs extracted there carry."""
+    for original, comfy in (
+        ("_attn_qkv", "_attn.qkv"), ("_attn_proj", "_attn.proj"), ("_mlp.fc1", "_mlp.0"), ("_mlp.fc2", "_mlp.2"),
+        ("_mod.linear", "_mod.lin"), ("modulation.linear", "modulation.lin"),
+    ):  # fmt: skip
+        name = name.removesuffix(original) + comfy if name.endswith(original) else name
+    return name
 
 
 def _without_numbers(name: str) -> str:

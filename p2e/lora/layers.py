@@ -12,7 +12,7 @@ from p2e.errors import FormatError
 from p2e.files import SafetensorsFile
 from p2e.lora.keys import Key, Role, parse_key, refusal, shown
 
-__all__ = ["BASE_KEY", "EXPERT_KEY", "ZERO_KEY", "Layer", "LoraFile"]
+__all__ = ["BASE_KEY", "EXPERT_KEY", "ZERO_KEY", "Layer", "LoraFile", "all_finite"]
 
 # Header entries that p2e writes and understands; every other reader passes over them.
 BASE_KEY = "p2e.base"  # name of the base
@@ -141,7 +141,7 @@ class LoraFile:
         if not tensor.is_floating_point():
             raise FormatError(f"{self.source}: {shown(key.text)} holds {tensor.dtype}, not floating-point numbers")
         tensor = tensor.to(torch.float32)
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise FormatError(
                 f"{self.source}: {shown(key.text)} holds NaN or infinity: its training diverged; use an earlier save"
             )
@@ -167,6 +167,11 @@ class LoraFile:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite. One pass: any such value shows in the sum."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _locate(path: str | Path) -> str:

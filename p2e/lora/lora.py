@@ -37,7 +37,7 @@ class Provenance:
 
     Attributes:
         source: path or URL, "" for one made in memory.
-        family: "F1" to "F7", the file family it was read as.
+        family: "F1" to "F7" or "F9", the file family it was read as (`p2e.lora.keys.family_of`).
         scales: site key -> the factor (alpha / rank and the like) that was folded in.
         ignored: keys of the file that are not part of the update of any site, each with the reason.
         metadata: the file's own header.

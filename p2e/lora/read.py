@@ -13,7 +13,7 @@ from p2e.errors import FormatError
 from p2e.lora.detect import detect_base, fitting_bases
 from p2e.lora.experts import expert_chooser
 from p2e.lora.keys import Key, NameTable, Place, Role, family_of, shown
-from p2e.lora.layers import ZERO_KEY, Layer, LoraFile
+from p2e.lora.layers import ZERO_KEY, Layer, LoraFile, all_finite
 from p2e.lora.lora import Factors, Lora, Provenance
 from p2e.lora.scales import HEADER_KEY, AdapterConfig, config_beside, header_config
 
@@ -131,8 +131,8 @@ class _Reader:
             elif self.config is not None:
                 scale = self.config.scale((layer.name, *(part.name for part in place.site.parts)), len(a))
             # All of the scale goes to B: the split is free, and A stays as it was trained.
-            b = b * scale
-            if not torch.isfinite(b).all():
+            b = b if scale == 1.0 else b * scale
+            if not all_finite(b):
                 raise FormatError(
                     f"{self.file.source}: alpha of {shown(layer.name)} makes its update NaN or infinite; use another "
                     "save"

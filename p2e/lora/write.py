@@ -16,7 +16,7 @@ from torch import Tensor
 from p2e.bases.base import Base, Site
 from p2e.errors import InputError
 from p2e.files import DTYPE_NAMES, write_safetensors
-from p2e.lora.layers import BASE_KEY, EXPERT_KEY, ZERO_KEY
+from p2e.lora.layers import BASE_KEY, EXPERT_KEY, ZERO_KEY, all_finite
 from p2e.lora.lora import Factors, Lora
 from p2e.lora.scales import HEADER_KEY
 
@@ -71,6 +71,12 @@ def write_lora(
                 f"{path}: {key} is {len(b)} x {a.shape[1]}, in {base.name} it is {site.d_out} x {site.d_in}; give the "
                 "base that the LoRA is for"
             )
+    for key, bias in lora.biases.items():
+        if bias.shape != (base.by_key[key].d_out,):
+            raise InputError(
+                f"{path}: the bias of {key} is {list(bias.shape)}, in {base.name} it has {base.by_key[key].d_out} "
+                "entries; give the base that the LoRA is for"
+            )
     if lora.biases and fmt == "kohya":
         raise InputError(f"{path}: the kohya format carries no biases and this LoRA has them; write wan or diffusers")
 
@@ -102,7 +108,7 @@ def _tensors(
     for site in wanted:
         for name, tensor in _site_tensors(site, lora, base, fmt, rank):
             stored = tensor.to(dtype) if tensor.dim() else tensor  # an alpha stays exact
-            if not torch.isfinite(stored).all():
+            if not all_finite(stored):
                 raise InputError(
                     f"{path}: {site.key} holds NaN, infinity or more than {dtype} can hold; check the LoRA, or write "
                     "another type"

@@ -4,6 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -155,6 +156,18 @@ def test_a_bias_without_factors_is_kept(tmp_path: Path) -> None:
     assert torch.equal(lora.biases["blocks.1.ffn.2"], torch.ones(32))
 
 
+def test_a_file_is_read_from_any_fsspec_place(tmp_path: Path) -> None:
+    base = small_wan()
+    pairs = random_pairs(base.sites[:3])
+    path = save(tmp_path / "x.safetensors", original_file(pairs, prefix="base_model.model."))
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/formats/x.safetensors", path.read_bytes())
+    memory.pipe("/formats/adapter_config.json", json.dumps({"r": RANK, "lora_alpha": 2}).encode())
+    lora = read_lora("memory://formats/x.safetensors", base)
+    assert list(lora.factors) == [site.key for site in base.sites[:3]]
+    assert set(lora.provenance.scales.values()) == {0.5}
+
+
 # Two experts
 
 
@@ -231,7 +244,7 @@ def test_layers_that_one_base_alone_has_tell_it(tmp_path: Path) -> None:
 
 def test_bases_with_the_same_layers_must_be_named(tmp_path: Path) -> None:
     path = some_file(tmp_path / "x.safetensors", "wan2.1-t2v-14b", ["self_attn.q", "ffn.0"])
-    with pytest.raises(InputError, match="--base: wan2[.]1-i2v-14b, wan2[.]1-t2v-14b, wan2[.]2-i2v-a14b"):
+    with pytest.raises(InputError, match=r"--base: wan2[.]1-i2v-14b, wan2[.]1-t2v-14b, wan2[.]2-i2v-a14b"):
         read_lora(path)
     assert detect_lora_base(path, expert="high_noise").name == "wan2.2-i2v-a14b"
     assert read_lora(path, expert="low_noise").base == "wan2.2-i2v-a14b"

@@ -1,6 +1,5 @@
 """Files that cannot be read and LoRAs that cannot be written: one line that names the file and the remedy."""
 
-import json
 import pickle
 import struct
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from lora_files import (
     RANK,
     diffusers_file,
     down_up_file,
-    header,
     original_file,
     random_lora,
     random_pairs,
@@ -189,38 +187,6 @@ def test_layers_that_no_known_base_has(tmp_path: Path) -> None:
         read_lora(path)
 
 
-@pytest.mark.parametrize(
-    ("metadata", "said"),
-    [
-        ({"lora_adapter_metadata": "{"}, "not valid JSON"),
-        ({"lora_adapter_metadata": "[" * 100_000}, "not valid JSON"),
-        ({"lora_adapter_metadata": "[]"}, "not a JSON object"),
-        (header(r=9, lora_alpha=9), "rank 9 for blocks.0.cross_attn.k, whose factors have rank 4"),
-        (header(r="x", lora_alpha=9), "not a number"),
-        (header(r=RANK, lora_alpha=float("inf")), "not a number"),
-        (header(r=RANK, lora_alpha=1, rank_pattern=[1]), "not a number"),
-        (header(r=RANK, lora_alpha=1, alpha_pattern={"(": 1}), "pattern '(' is not valid"),
-        (header(r=RANK, lora_alpha=1, use_dora=True), "DoRA"),
-        (header(r=RANK, lora_alpha=1, peft_type="LOKR"), "LOKR"),
-        ({"p2e.zero_filled": "{"}, "p2e.zero_filled is not a JSON list"),
-    ],
-)
-def test_headers_that_make_no_sense(metadata: dict[str, str], said: str, tmp_path: Path) -> None:
-    refused(save(tmp_path / "x.safetensors", whole_file(), metadata), said)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("{", "not valid JSON"), (json.dumps({"peft_type": "LOHA"}), "LOHA"), (b"\xff\xfe", "not valid JSON")],
-)
-def test_configurations_beside_a_file_that_make_no_sense(text: str | bytes, said: str, tmp_path: Path) -> None:
-    path = save(tmp_path / "x.safetensors", original_file(random_pairs(BASE.sites), prefix="base_model.model."))
-    (tmp_path / "adapter_config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(FormatError, match=said) as caught:
-        read_lora(path, BASE)
-    assert str(tmp_path / "adapter_config.json") in str(caught.value)
-
-
 def test_keys_full_of_control_characters_stay_on_one_line(tmp_path: Path) -> None:
     tensors = {f"{LAYER}\n\x1b[31m{'x' * 5000}.lora_A.weight": torch.ones(2, 2)}
     refused(save(tmp_path / "x.safetensors", tensors), "none of its 1 LoRA layers")
@@ -247,6 +213,7 @@ def small_lora(**changes: Any) -> Lora:
             {"dtype": torch.float16},
             "blocks.0.self_attn.q holds NaN, infinity or more than torch.float16 can hold",
         ),
+        (lambda: small_lora(biases={"blocks.0.ffn.0": torch.ones(9)}), {}, "the bias of blocks.0.ffn.0 is [9]"),
         (
             lambda: small_lora(factors={"blocks.0.ffn.0": Factors(torch.ones(1, 32), torch.ones(32, 1))}),
             {},

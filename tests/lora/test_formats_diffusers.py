@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from lora_files import (
     RANK,
     assert_same_updates,
@@ -234,6 +235,23 @@ def test_a_file_of_ours_loads_in_diffusers_with_the_same_updates(
     again = read_lora(path, base)
     assert list(again.factors) == keys
     assert {factors.rank for factors in again.factors.values()} == {lora.rank}
+
+
+@pytest.mark.parametrize("fmt", ["wan", "diffusers", "kohya"])
+def test_each_expert_loads_into_its_own_transformer(fmt: LoraFormat, tmp_path: Path) -> None:
+    base = small_wan(experts=True)
+    keys = [site.key for site in base.sites if site.module == "ffn.0"]
+    lora = random_lora(base, dict.fromkeys(keys, 2))
+    high, low = write_lora(tmp_path / "x.safetensors", lora, base, fmt, torch.float32)
+    pipe = pipeline(base)
+    pipe.register_modules(transformer_2=WanTransformer3DModel(**base.diffusers_config))
+    pipe.load_lora_weights(str(high))
+    pipe.load_lora_weights(str(low), load_into_transformer_2=True)
+    for path, transformer in ((high, pipe.transformer), (low, pipe.transformer_2)):
+        theirs = {name: update for name, update in diffusers_updates(pipe, transformer).items() if update.any()}
+        own = read_lora(path, base)
+        assert all(torch.equal(factors.b, lora.factors[key].b) for key, factors in own.factors.items())
+        assert_same_updates(our_updates(base, own), theirs, count=2)
 
 
 @pytest.mark.parametrize("fmt", ["wan", "diffusers"])

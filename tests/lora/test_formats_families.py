@@ -123,6 +123,22 @@ def test_split_layers_become_one_fused_site(shared: bool, tmp_path: Path) -> Non
     assert_same_updates(our_updates(base, lora), diffusers_updates(pipe), count=20)
 
 
+def test_comfyui_names_of_hunyuan_are_the_original_ones(tmp_path: Path) -> None:
+    base = small_hunyuan()
+    pairs = random_pairs(base.sites)
+    tensors = original_file(pairs)
+    renamed = {
+        name.replace("_attn_", "_attn.").replace("mlp.fc1", "mlp.0").replace("mlp.fc2", "mlp.2").replace(
+            ".linear.", ".lin."
+        ): tensor
+        for name, tensor in tensors.items()
+    }  # fmt: skip
+    assert not set(renamed) & {name for name in tensors if "linear1" not in name and "linear2" not in name}
+    lora = read_lora(save(tmp_path / "x.safetensors", renamed), base)
+    assert list(lora.factors) == [site.key for site in base.sites]
+    assert all(torch.equal(lora.factors[key].a, a) for key, (a, _) in pairs.items())
+
+
 def test_rows_that_no_part_adapts_stay_as_they_are(tmp_path: Path) -> None:
     base = small_hunyuan()
     layer = "transformer.transformer_blocks.1.attn.to_v"
