@@ -12,17 +12,27 @@ from torch import Tensor
 
 from p2e.errors import InputError
 from p2e.world.parameters import INDEX, PARAMETERS, EffectParams, parameter_vector
+from p2e.world.table.composed import COMPOSED
 from p2e.world.table.moods import MOODS
 from p2e.world.table.motions import MOTIONS
 from p2e.world.table.spec import EffectSpec
 from p2e.world.table.styles import STYLES
 from p2e.world.table.transformations import TRANSFORMATIONS
-from p2e.world.table.unseen import UNSEEN_EFFECTS
+from p2e.world.table.unseen import HELD_OUT, NEWCOMERS
 from p2e.world.table.visitors import VISITORS
 
 __all__ = ["EFFECTS", "EffectSpec", "effect_index", "effect_table", "sample_params"]
 
-EFFECTS: tuple[EffectSpec, ...] = (*MOODS, *STYLES, *MOTIONS, *VISITORS, *TRANSFORMATIONS, *UNSEEN_EFFECTS)
+EFFECTS: tuple[EffectSpec, ...] = (
+    *MOODS,
+    *STYLES,
+    *MOTIONS,
+    *VISITORS,
+    *TRANSFORMATIONS,
+    *HELD_OUT,
+    *COMPOSED,
+    *NEWCOMERS,
+)
 
 STRENGTH = 0.15  # clips of an effect differ by so much in strength, either way
 COLOUR_JITTER = 0.04
