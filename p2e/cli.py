@@ -5,7 +5,6 @@ Anything else is a defect of p2e and keeps its traceback. Commands live in p2e.c
 when they run, so that help is instant.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -95,8 +94,6 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 a check found something, 2 a user's mistake, 130 interrupted."""
-    for library_name in ("TRANSFORMERS", "DIFFUSERS"):  # their notices are not for a user of p2e
-        os.environ.setdefault(f"{library_name}_VERBOSITY", "error")
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="p2e", standalone_mode=False)
     except P2EError as error:

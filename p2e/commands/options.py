@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson", "BaseFolder", "BaseOption", "Device", "Dtype", "DtypeOption", "Expert", "Format", "FormatOption",
-    "Output", "base_or_none", "check_output", "on_terminal", "parse_weighted", "pick_device", "progress_bar", "shipped",
+    "Output", "base_or_none", "check_output", "on_terminal", "parse_weighted", "pick_device", "progress_bar",
+    "quiet_libraries", "shipped",
 ]  # fmt: skip
 
 Format = Literal["wan", "diffusers", "kohya"]
@@ -111,6 +112,16 @@ def check_output(path: str, endings: tuple[str, ...] = ()) -> None:
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"{path}: cannot be written, {parent} is no folder one can write to; choose another place")
+
+
+def quiet_libraries() -> None:
+    """Keeps the notices and bars of transformers and diffusers off the screen; their errors still reach it."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    for log in (of_diffusers, of_transformers):
+        log.set_verbosity_error()
+        log.disable_progress_bar()
 
 
 def on_terminal() -> bool:

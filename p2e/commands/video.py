@@ -12,6 +12,7 @@ from p2e.commands.options import (
     parse_weighted,
     pick_device,
     progress_bar,
+    quiet_libraries,
 )  # fmt: skip
 
 
@@ -33,6 +34,7 @@ def render(
     device: Device = None,
 ) -> None:
     """Render a video from an image and a prompt, with or without LoRAs."""
+    quiet_libraries()
     import torch
 
     from p2e.lora.formats import read_lora
@@ -74,6 +76,7 @@ def adapt(
     asked = {"steps": steps, "rank": rank, "seed": seed}
     settings = AdaptConfig.parse(given.model_dump() | {k: v for k, v in asked.items() if v is not None}, "p2e adapt")
     check_output(output)
+    quiet_libraries()
     from p2e.adapt.run import adapt as run
     from p2e.bases import open_base
     from p2e.render.defaults import render_defaults
