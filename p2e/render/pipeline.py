@@ -8,7 +8,6 @@ Shapes: N clips in a call, T tokens, D width of the text states, F frames, H x W
 
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,13 @@ from p2e.lora.lora import Lora
 from p2e.render.batch import BatchPipeline
 from p2e.render.defaults import render_defaults
 from p2e.render.image import fit_image
+from p2e.render.prompts import PromptCache
 from p2e.render.slot import LoraSlot
 from p2e.render.video import Clip
 from p2e.text import TextEncoder, TextStates, encoder_for
 
 __all__ = ["Renderer"]
 
-CACHED_PROMPTS = 1024
 Mix = Lora | Sequence[tuple[Lora, float]]
 Picture = Image.Image | NDArray[Any]
 
@@ -69,13 +68,11 @@ class Renderer:
         self.pipe = pipe
         self.base = base
         self.settings = settings or render_defaults(base)
-        self._folder = folder
-        self._encoder = encoder
-        self._prompts: OrderedDict[str, TextStates] = OrderedDict()
+        self._prompts = PromptCache(lambda: encoder or encoder_for(base, folder))
         self._lock = threading.Lock()
         self._batch: Any = None
         transformers = {
-            expert: getattr(pipe, folder) for expert, folder in base.subfolders.items() if getattr(pipe, folder, None)
+            expert: getattr(pipe, name) for expert, name in base.subfolders.items() if getattr(pipe, name, None)
         }
         if not transformers:
             raise InputError(f"the pipeline of {base.name} has no transformer; use a complete diffusers folder")
@@ -103,7 +100,7 @@ class Renderer:
             compile: compile the transformer's blocks; swaps of LoRAs do not recompile.
 
         Raises:
-            InputError: there is no such folder, or its base cannot be rendered.
+            InputError: there is no such folder or device, or the base cannot be rendered.
             FormatError: the folder is not a complete diffusers pipeline in safetensors.
         """
         base, _ = open_base(str(folder))
@@ -115,38 +112,28 @@ class Renderer:
         try:
             pipe = WanImageToVideoPipeline.from_pretrained(
                 path, text_encoder=None, tokenizer=None, local_files_only=True, use_safetensors=True,
-                torch_dtype={"default": dtype, "vae": torch.float32, "image_encoder": torch.float32},
+                dtype={"default": dtype, "vae": torch.float32, "image_encoder": torch.float32},
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
             cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise FormatError(f"{path}: not a readable diffusers pipeline ({cause[:160]}); save it again") from None
-        renderer = cls(pipe.to(device), base, folder=path, settings=settings)
+        try:
+            pipe.to(device)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise InputError(f"device {device} cannot be used ({str(error).splitlines()[0][:120]}); try cpu") from None
+        renderer = cls(pipe, base, folder=path, settings=settings)
         if compile:
             for name in base.subfolders.values():
                 getattr(pipe, name).compile_repeated_blocks(fullgraph=True)
         return renderer
 
     def encode(self, prompts: Sequence[str]) -> TextStates:
-        """Token states [N, T, D] of prompts; each is encoded once and kept, the last 1024 of them.
+        """Token states [N, T, D] of prompts; each is encoded once and kept.
 
         Raises:
             InputError: a prompt is empty or too long.
         """
-        if isinstance(prompts, str):
-            raise InputError("encode takes a list of prompts; put the prompt in a list")
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prompts]
-        if missing:
-            if self._encoder is None:
-                self._encoder = encoder_for(self.base, self._folder)
-            encoded = self._encoder.encode(missing)
-            for index, prompt in enumerate(missing):
-                self._prompts[prompt] = encoded[index]
-        found = [self._prompts[prompt] for prompt in prompts]
-        for prompt in prompts:
-            self._prompts.move_to_end(prompt)
-        while len(self._prompts) > CACHED_PROMPTS:
-            self._prompts.popitem(last=False)
-        return TextStates(torch.stack([f.states for f in found]), torch.stack([f.mask for f in found]))
+        return self._prompts.encode(prompts)
 
     def render(
         self,

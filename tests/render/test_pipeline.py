@@ -16,6 +16,7 @@ from p2e.config import RenderConfig
 from p2e.errors import FormatError, InputError
 from p2e.lora.formats import write_lora
 from p2e.render.pipeline import Renderer
+from p2e.render.prompts import PromptCache
 from p2e.text import TextStates
 
 TINY = RenderConfig(height=32, width=32, frames=5, steps=3, max_rank=8)
@@ -135,6 +136,16 @@ def test_prompts_are_encoded_once() -> None:
     assert encoder.seen == ["rain", "snow"]
 
 
+def test_the_prompts_used_last_are_kept() -> None:
+    encoder = CountingEncoder()
+    cache = PromptCache(lambda: encoder, size=2)
+    for prompts in (["a", "b"], ["a"], ["c"], ["a", "c"], ["b"]):
+        assert cache.encode(prompts).states.shape[0] == len(prompts)
+    assert encoder.seen == ["a", "b", "c", "b"]
+    with pytest.raises(InputError, match="put the prompt in a list"):
+        cache.encode("a")
+
+
 def test_guidance_leads_away_from_the_negative(renderer: Renderer) -> None:
     plain = frames(renderer, guidance=1.0)
     from_nothing = frames(renderer, guidance=3.0)
@@ -176,6 +187,9 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
         Renderer.open(tmp_path / "nowhere")
     folder = tmp_path / "base"
     tiny_pipeline().save_pretrained(folder)
+    for device in ("cuda:99", "nonsense"):
+        with pytest.raises(InputError, match=f"device {device} cannot be used"):
+            Renderer.open(folder, device)
     vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
     whole = vae.read_bytes()
     vae.write_bytes(whole[: len(whole) // 2])
