@@ -72,8 +72,10 @@ app = typer.Typer(cls=PluginGroup, name="p2e", add_completion=False, pretty_exce
 app.add_typer(lora.app, name="lora")
 app.add_typer(library.app, name="library")
 app.add_typer(world.app, name="world")
-for command in (hypernet.train, hypernet.predict, video.render, video.adapt):
-    app.command()(command)
+app.command()(hypernet.train)
+app.command()(hypernet.predict)
+app.command()(video.render)
+app.command()(video.adapt)
 
 
 def show_version(wanted: bool) -> None:

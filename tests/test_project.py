@@ -6,6 +6,7 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from pydantic import BaseModel, ValidationError
 
 import p2e
+from p2e.cli import app
 from p2e.config import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +29,9 @@ FORBIDDEN = {"ray", "ray_jobs", "serve", "eval", "tests"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
 INDEX_HOST = re.compile(r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.(?:org|com)|npmjs\.org")
 MACHINE_PATH = re.compile(r"(?<![\w.~$}*-])/(?:work|root|home|Users|opt)/\w")
+
+
+REGISTRATION = re.compile(r"app\.(?:add_typer|command\([^()]*\))$")  # of a command, at the top of a module
 
 
 def name_of(path: Path) -> str:
@@ -82,7 +88,7 @@ def import_time_work(tree: ast.Module) -> list[str]:
                 continue
             case ast.Assign() | ast.AnnAssign() | ast.AugAssign() | ast.Expr(value=ast.Constant()):
                 continue
-            case ast.Expr(value=ast.Call(func=ast.Attribute(attr="add_typer"))):
+            case ast.Expr(value=ast.Call(func=func)) if REGISTRATION.match(ast.unparse(func)):
                 continue
             case ast.If(test=test) if ast.unparse(test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
                 continue
@@ -161,6 +167,52 @@ def test_requirements_agree() -> None:
 def test_version_is_one() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == p2e.__version__
+
+
+def cli_commands(group: Any = None, path: str = "p2e") -> dict[str, set[str]]:
+    """Every command of the command line with its options, built-in ones only."""
+    group = group or typer.main.get_command(app)
+    found: dict[str, set[str]] = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found |= cli_commands(command, f"{path} {name}")
+        else:
+            found[f"{path} {name}"] = {"--help", *(o for param in command.params for o in param.opts)}
+    return found
+
+
+def documented_commands(text: str) -> list[list[str]]:
+    """The words of every `p2e` and `make` line in a document's shell blocks and tables."""
+    blocks = re.findall(r"(?ms)^```sh\n(.*?)^```", text)
+    lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"(?m)^\| `(p2e [^`]+)` \|", text)
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line and line[0] in ("p2e", "make")]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_documented_commands_exist(document: str) -> None:
+    commands = cli_commands()
+    targets = set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text()))
+    found = documented_commands((ROOT / document).read_text())
+    assert found
+    for program, *words in found:
+        if program == "make":
+            assert set(words) <= targets, words
+            continue
+        name = next((n for n in (f"p2e {' '.join(words[:count])}" for count in (2, 1)) if n in commands), None)
+        assert name, f"{document}: p2e {' '.join(words)}"
+        assert {word for word in words if re.match("-{1,2}[a-z]", word)} <= commands[name], words
+
+
+def test_every_command_is_in_the_readme() -> None:
+    table = set(re.findall(r"(?m)^\| `(p2e [^`]+)` \|", (ROOT / "README.md").read_text()))
+    assert set(cli_commands()) == table
+
+
+def test_relative_links_lead_somewhere() -> None:
+    for document in ROOT.glob("*.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (ROOT / link).exists(), f"{document.name}: {link}"
 
 
 def settings_classes() -> list[type[BaseModel]]:
