@@ -19,6 +19,7 @@ class WorldVaeConfig(Settings):
     warmup: int = Field(100, ge=0)
     kl_weight: float = Field(1e-7, ge=0)
     ema: float = Field(0.998, ge=0, lt=1)
+    measured: int = Field(128, ge=1, description="unseen clips of motion, and as many of effects, for the PSNR")
     seed: int = 0
 
 
@@ -40,5 +41,6 @@ class WorldBaseConfig(Settings):
 class WorldLibraryConfig(Settings):
     """One LoRA an effect, many effects in a grouped batch."""
 
+    effects: int | None = Field(None, ge=1, description="only the first so many of the table")
     clips: int = Field(48, ge=1, description="clips an effect, drawn once: the paper had about 50")
     adapt: AdaptConfig = AdaptConfig(rank=4, batch=4, learning_rate=2e-3, shift=2.0, shared_start=True, seed=2)

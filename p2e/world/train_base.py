@@ -103,7 +103,7 @@ def train_base(
         "loss": loss.item(),
     }  # fmt: skip
     if worker.is_first:
-        average.save_pretrained(out)
+        average.to(torch.bfloat16).save_pretrained(out, max_shard_size="14MB")
         (out / "report.json").write_text(json.dumps(report | config.model_dump(mode="json"), indent=1))
         print("base", report, flush=True)
     return report

@@ -18,7 +18,7 @@ from p2e.world.config import WorldVaeConfig
 from p2e.world.parallel import Worker, average_gradients
 from p2e.world.pool import draw_effect_clips, draw_pool
 from p2e.world.schedule import Schedule
-from p2e.world.vae import build_vae, decode_clip, encode_clip, psnr, to_model_range
+from p2e.world.vae import build_vae, channels_last, decode_clip, encode_clip, psnr, to_model_range
 
 __all__ = ["measure_vae", "train_vae"]
 
@@ -68,7 +68,7 @@ def train_vae(config: WorldVaeConfig, out: Path, worker: Worker, init: Path | No
     vae: Any = (AutoencoderKLWan.from_pretrained(init) if init else build_vae()).to(worker.device)
     cuda = worker.device.type == "cuda"
     if cuda:
-        vae.to(memory_format=torch.channels_last_3d)
+        channels_last(vae)
     average = copy.deepcopy(vae).requires_grad_(False)
     generator = torch.Generator(worker.device).manual_seed(1000 * config.seed + worker.rank)
     started = time.perf_counter()
@@ -99,18 +99,17 @@ def train_vae(config: WorldVaeConfig, out: Path, worker: Worker, init: Path | No
         step += 1
         if worker.is_first and step % 250 == 0:
             print(f"vae {step} loss {loss.item():.4f} {schedule.elapsed():.0f} s", flush=True)
-    average.to(memory_format=torch.contiguous_format)
     fit_latent_statistics(average, pool[:1024], worker)
     unseen = torch.Generator(worker.device).manual_seed(987_654)
-    motion = measure_vae(average, draw_pool(128, unseen, worker.device)[0])
-    effects = measure_vae(average, draw_effect_clips(128, unseen, worker.device))
+    motion = measure_vae(average, draw_pool(config.measured, unseen, worker.device)[0])
+    effects = measure_vae(average, draw_effect_clips(config.measured, unseen, worker.device))
     report = {
         "steps": step, "workers": worker.size, "seconds_drawing": drawn, "seconds": schedule.elapsed(),
         "loss": loss.item(), "psnr_motion": motion.mean().item(), "psnr_motion_worst": motion.min().item(),
         "psnr_effects": effects.mean().item(), "psnr_effects_worst": effects.min().item(),
     }  # fmt: skip
     if worker.is_first:
-        average.save_pretrained(out)
+        average.to(torch.bfloat16).save_pretrained(out, max_shard_size="14MB")
         (out / "report.json").write_text(json.dumps(report | config.model_dump(mode="json"), indent=1))
         print("vae", {k: round(v, 3) if math.isfinite(v) else v for k, v in report.items()}, flush=True)
     return report

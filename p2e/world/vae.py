@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["WORLD_VAE", "build_vae", "decode_clip", "encode_clip", "normalise", "to_model_range"]
+__all__ = ["WORLD_VAE", "build_vae", "channels_last", "decode_clip", "encode_clip", "normalise", "psnr", "to_model_range"]
 
 WORLD_VAE: dict[str, Any] = {
     "base_dim": 32,
@@ -130,3 +130,11 @@ def decode_clip(vae: Any, latents: Tensor) -> Tensor:
 def psnr(clip: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each clip of a batch in -1..1, over all frames: [B]."""
     return 10 * torch.log10(4.0 / F.mse_loss(clip.clamp(-1, 1), truth, reduction="none").flatten(1).mean(1))
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lays convolution weights out with channels last, which Hopper's kernels want; values and shapes are unchanged."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in module.parameters():
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])

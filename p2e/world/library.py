@@ -1,0 +1,114 @@
+"""Stage 3 of the world: one LoRA an effect, many effects side by side, written as a library in the formats of the wild.
+
+Each effect gets its own clips, drawn once, of scenes that no evaluation shows; its LoRA sees the paraphrases that
+training may show.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from p2e.adapt.config import AdaptConfig
+from p2e.adapt.grouped import GroupedLoras
+from p2e.adapt.train import AdaptData, train_loras
+from p2e.bases.base import Base
+from p2e.files import atomic_path, sha256
+from p2e.lora.formats import write_lora
+from p2e.lora.lora import Factors, Lora
+from p2e.text import TextStates
+from p2e.world.config import WorldLibraryConfig
+from p2e.world.draw import draw_clips
+from p2e.world.effects import EFFECTS, EffectSpec, sample_params
+from p2e.world.parallel import Worker
+from p2e.world.scenes import sample_scenes
+from p2e.world.sprites import load_atlas
+from p2e.world.train_base import encode_clips
+
+__all__ = ["WILD_FORMATS", "effect_data", "train_effects", "write_library"]
+
+WILD_FORMATS = ("wan", "kohya", "diffusers")  # in turn over the library, so that reading it exercises each
+CLIP_SEED = 50_000
+
+
+def effect_data(
+    indices: Sequence[int], clips: int, vae: Any, text: dict[str, TextStates], device: torch.device
+) -> AdaptData:
+    """Latents, conditions and training paraphrases of the effects at `indices` of EFFECTS.
+
+    Args:
+        text: effect name -> token states of its training paraphrases.
+    """
+    atlas = load_atlas(device)
+    latents, conditions = [], []
+    for index in indices:
+        generator = torch.Generator(device).manual_seed(CLIP_SEED + index)
+        scenes = sample_scenes(clips, generator, device)
+        drawn = draw_clips(scenes, sample_params(index, clips, generator, device), atlas)
+        x, c = encode_clips(vae, drawn)
+        latents.append(x), conditions.append(c)
+    words = [text[EFFECTS[index].name].states for index in indices]
+    count = min(map(len, words))
+    states = torch.stack([w[:count] for w in words]).to(device, torch.bfloat16)
+    return AdaptData(torch.stack(latents), torch.stack(conditions), states)
+
+
+def train_effects(
+    indices: Sequence[int], base: Base, transformer: Any, vae: Any, text: dict[str, TextStates], worker: Worker,
+    config: WorldLibraryConfig, *, adapt: AdaptConfig | None = None, init: Sequence[Lora] | None = None,
+) -> tuple[list[Lora], Tensor]:  # fmt: skip
+    """LoRAs of the effects at `indices`, the work spread over the workers, all of them returned on every worker.
+
+    Args:
+        adapt: the recipe, where it is not the library's own.
+        init: begin from these, one an effect.
+
+    Returns:
+        The LoRAs, in the order of `indices`, and the mean loss of each over its last steps [len(indices)].
+    """
+    recipe = adapt or config.adapt
+    share = -(-len(indices) // worker.size)  # every worker takes as many, so that shapes agree; the last repeat
+    padded = [*indices, *[indices[-1]] * (share * worker.size - len(indices))]
+    mine = list(range(worker.rank * share, (worker.rank + 1) * share))
+    data = effect_data([padded[i] for i in mine], config.clips, vae, text, worker.device)
+    start = None if init is None else [init[min(i, len(indices) - 1)] for i in mine]
+    loras = GroupedLoras(
+        base, share, recipe.rank, device=worker.device, shared_start=recipe.shared_start, init=start,
+        seed=recipe.seed if recipe.shared_start else recipe.seed + worker.rank,
+    )  # fmt: skip
+
+    def report(step: int, losses: Tensor) -> None:
+        if worker.is_first and (step + 1) % 200 == 0:
+            print(f"loras {step + 1} loss {losses.mean().item():.4f}", flush=True)
+
+    losses = train_loras(transformer, loras, data, recipe, on_step=report, compiled=worker.device.type == "cuda")
+    gathered = {key: (worker.gather(a), worker.gather(b)) for key, (a, b) in loras.factors.items()}
+    everyone = worker.gather(losses)[: len(indices)]
+    result = [
+        Lora(base.name, {key: Factors(a[i].cpu(), b[i].cpu()) for key, (a, b) in gathered.items()})
+        for i in range(len(indices))
+    ]
+    return result, everyone.cpu()
+
+
+def write_library(
+    specs: Sequence[EffectSpec], loras: Sequence[Lora], base: Base, out: Path, metadata: dict[str, str]
+) -> Path:
+    """Writes the LoRAs, formats in turn, and the manifest that lists them with their training paraphrases."""
+    entries = []
+    for number, (spec, lora) in enumerate(zip(specs, loras, strict=True)):
+        path = out / "loras" / f"{spec.name}.safetensors"
+        write_lora(path, lora, base, fmt=WILD_FORMATS[number % len(WILD_FORMATS)], metadata=metadata)
+        entries.append(
+            {"effect": spec.name, "prompts": list(spec.train_prompts), "lora": f"loras/{path.name}",
+             "sha256": sha256(path), "split": spec.split}
+        )  # fmt: skip
+    manifest = out / "manifest.yaml"
+    with atomic_path(manifest) as temporary:
+        temporary.write_text(yaml.safe_dump({"base": base.name, "entries": entries}, sort_keys=False, width=120))
+    (out / "report.json").write_text(json.dumps(metadata, indent=1))
+    return manifest
