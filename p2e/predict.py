@@ -1,5 +1,6 @@
 """From prompts to LoRAs: one pass of a trained hypernetwork over every site of its base."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -44,10 +45,12 @@ def predict_loras(
         One LoRA a prompt, all of the hypernetwork's rank, in the order of `prompts`.
 
     Raises:
-        InputError: a prompt is empty or too long, or the weights are of another base than the checkpoint's.
+        InputError: a prompt is empty or too long, the strength is not finite, or the weights are of another base than the checkpoint's.
     """
     texts = [check_prompt(prompt) for prompt in prompts]
     check_base(checkpoint, weights)
+    if not math.isfinite(strength):
+        raise InputError(f"strength {strength} is not finite; give a number such as 1.0")
     if not texts:
         return []
     states = encoder.encode(texts).to(checkpoint.device)

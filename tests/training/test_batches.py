@@ -51,7 +51,7 @@ def test_an_epoch_visits_every_site_and_effect_and_no_step_repeats_one() -> None
 
 def test_every_prompt_is_of_its_effect_and_all_paraphrases_come_up() -> None:
     s, seen = sampler(), set()
-    first = {effect: prompts for effect, prompts in zip(s.effects, s.prompts, strict=True)}
+    first = dict(zip(s.effects, s.prompts, strict=True))
     for step in range(60):
         effects, prompts = parts(s, step)[-2:]
         for effect, prompt in zip(effects, prompts, strict=True):

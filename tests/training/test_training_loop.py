@@ -36,7 +36,8 @@ def losses(trainer: Any) -> list[float]:
 
 
 def test_loss_falls_in_thirty_steps(tiny: TinyRun) -> None:
-    trainer = tiny.trainer("falls", hypernet={"width": 64}, learning_rate=1e-2)
+    hypernet = {"width": 64, "latents": 8}
+    trainer = tiny.trainer("falls", hypernet=hypernet, sites_per_step=20, effects_per_step=6, learning_rate=4e-3)
     before = trainer.evaluate()
     trainer.run()
     after = trainer.evaluate()
@@ -66,12 +67,10 @@ def test_a_resumed_run_is_the_same_to_the_bit(tiny: TinyRun) -> None:
     second.run()
     assert losses(first) + losses(second) == losses(whole)
     known, found = state(tiny.folder / "whole"), state(tiny.folder / "parts")
-    known.pop("random.cpu"), found.pop("random.cpu")
+    del known["random.cpu"], found["random.cpu"]
     assert known.keys() == found.keys()
     assert all(torch.equal(known[name], found[name]) for name in known)
-    assert (tiny.folder / "parts" / "model.safetensors").read_bytes() == (
-        tiny.folder / "whole" / "model.safetensors"
-    ).read_bytes().replace(b"whole", b"parts") or models_equal(tiny.folder / "whole", tiny.folder / "parts")
+    assert models_equal(tiny.folder / "whole", tiny.folder / "parts")
 
 
 def models_equal(one: Path, other: Path) -> bool:
@@ -112,7 +111,8 @@ def test_streamed_and_resident_data_train_alike(tiny: TinyRun) -> None:
     resident = tiny.trainer("resident", steps=4)
     streamed = tiny.trainer("streamed", steps=4, resident_gb=0)
     assert isinstance(resident.source, ResidentSource) and isinstance(streamed.source, StreamedSource)
-    resident.run(), streamed.run()
+    resident.run()
+    streamed.run()
     assert losses(resident) == pytest.approx(losses(streamed), rel=1e-5)
 
 
@@ -163,7 +163,8 @@ def test_the_average_is_what_the_checkpoint_holds(tiny: TinyRun) -> None:
 
 def test_bfloat16_products_train(tiny: TinyRun) -> None:
     low, full = tiny.trainer("bf16", steps=5, precision="bfloat16"), tiny.trainer("f32", steps=5)
-    low.run(), full.run()
+    low.run()
+    full.run()
     assert next(low.model.parameters()).dtype == torch.float32
     assert losses(low) == pytest.approx(losses(full), rel=0.03)
 
@@ -184,7 +185,7 @@ def test_evaluation_does_not_depend_on_its_chunks(tiny: TinyRun) -> None:
 
 
 def test_divergence_is_one_line(tiny: TinyRun) -> None:
-    with pytest.raises(InputError, match="diverged before step .*; lower learning_rate"):
+    with pytest.raises(InputError, match=r"diverged before step \d+; lower learning_rate"):
         tiny.trainer("diverges", learning_rate=1e30, clip=1e30).run()
 
 
