@@ -5,6 +5,8 @@ Anything else is a defect of p2e and keeps its traceback. Commands live in p2e.c
 when they run, so that help is instant.
 """
 
+import errno
+import io
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -98,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 a check found something, 2 a user's mistake, 130 interrupted."""
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="p2e", standalone_mode=False)
+        sys.stdout.flush()
     except P2EError as error:
         fail(str(error))
     except TyperException as error:
@@ -106,6 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"{error.format_message().rstrip('.')}; see {path} --help")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stdout = io.StringIO()  # what it still holds cannot be written either, and Python tries again at exit
+        fail(f"{error.filename or 'the output'}: {error.strerror}; free some space or write elsewhere")
     sys.exit(code if isinstance(code, int) else 0)
 
 

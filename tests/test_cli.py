@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runner import assert_mistake, files_in, run_cli
+from cli_runner import Result, assert_mistake, files_in, run_cli
 from tiny import tiny_lora
 
 from p2e import __version__
@@ -73,6 +73,15 @@ def test_interrupt(lora_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("p2e.lora.formats.read_lora", interrupted)
     result = run_cli("lora", "info", lora_file)
     assert result.code == 130 and "Traceback" not in result.err
+
+
+def test_full_standard_output() -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", "from p2e.cli import main; main(['--version'])"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert_mistake(Result(result.returncode, "", result.stderr), "the output")
 
 
 def test_a_defect_keeps_its_traceback(lora_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
