@@ -45,7 +45,8 @@ def predict_loras(
         One LoRA a prompt, all of the hypernetwork's rank, in the order of `prompts`.
 
     Raises:
-        InputError: a prompt is empty or too long, the strength is not finite, or the weights are of another base than the checkpoint's.
+        InputError: a prompt is empty or too long, the strength is not finite, or the weights are of another base than
+            the checkpoint's.
     """
     texts = [check_prompt(prompt) for prompt in prompts]
     check_base(checkpoint, weights)
