@@ -56,7 +56,7 @@ class SafetensorsFile:
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         try:
-            self._file = fsspec.open(self.path, "rb").open()
+            self._file: Any = fsspec.open(self.path, "rb").open()  # pyright: ignore[reportAttributeAccessIssue]
             size = self._file.seek(0, os.SEEK_END)
         except FileNotFoundError:
             raise FormatError(f"{self.path}: no such file; check the path") from None

@@ -94,4 +94,3 @@ class GroupedLoras:
             {key: Factors(a[group].detach().cpu().clone(), b[group].detach().cpu().clone())
              for key, (a, b) in self.factors.items()},
         )  # fmt: skip
-

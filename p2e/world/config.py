@@ -43,4 +43,6 @@ class WorldLibraryConfig(Settings):
 
     effects: int | None = Field(None, ge=1, description="only the first so many of the table")
     clips: int = Field(48, ge=1, description="clips an effect, drawn once: the paper had about 50")
-    adapt: AdaptConfig = AdaptConfig(rank=4, batch=4, learning_rate=2e-3, shift=2.0, shared_start=True, seed=2)
+    adapt: AdaptConfig = AdaptConfig.parse(
+        {"rank": 4, "batch": 4, "learning_rate": 2e-3, "shift": 2.0, "shared_start": True, "seed": 2}
+    )

@@ -50,7 +50,8 @@ def effect_data(
         scenes = sample_scenes(clips, generator, device)
         drawn = draw_clips(scenes, sample_params(index, clips, generator, device), atlas)
         x, c = encode_clips(vae, drawn)
-        latents.append(x), conditions.append(c)
+        latents.append(x)
+        conditions.append(c)
     words = [text[EFFECTS[index].name].states for index in indices]
     count = min(map(len, words))
     states = torch.stack([w[:count] for w in words]).to(device, torch.bfloat16)

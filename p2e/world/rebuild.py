@@ -1,7 +1,7 @@
 """Makes the world from nothing, stage by stage: `torchrun --nproc-per-node N -m p2e.world.rebuild STAGE ... --out DIR`.
 
-Stages, in order: text (token states of all prompts; needs no GPU), vae, base, library, measure. Each writes into DIR and
-reads what the stages before it wrote there, so they can run in one call or in several.
+Stages, in order: text (token states of all prompts; needs no GPU), vae, base, library, measure, hypernet, zero. Each
+writes into DIR and reads what the stages before it wrote there, so they can run in one call or in several.
 """
 
 import argparse
@@ -45,7 +45,8 @@ def _overrides(pairs: Sequence[str], stage: str) -> dict[str, Any]:
 def open_vae(out: Path, device: torch.device) -> Any:
     from diffusers import AutoencoderKLWan
 
-    return AutoencoderKLWan.from_pretrained(out / "base" / "vae").to(device, torch.float32).requires_grad_(False)
+    vae: Any = AutoencoderKLWan.from_pretrained(out / "base" / "vae")
+    return vae.to(device, torch.float32).requires_grad_(False).eval()
 
 
 def open_transformer(out: Path, device: torch.device) -> Any:
@@ -53,6 +54,19 @@ def open_transformer(out: Path, device: torch.device) -> Any:
 
     model: Any = WanTransformer3DModel.from_pretrained(out / "base" / "transformer")
     return model.to(device, torch.float32).requires_grad_(False).eval()
+
+
+def write_pipeline_files(out: Path) -> None:
+    """Makes out/base a pipeline folder: the scheduler, and the index that names the classes of its parts."""
+    import diffusers
+
+    scheduler = diffusers.UniPCMultistepScheduler(**SCHEDULER)
+    scheduler.save_pretrained(out / "base" / "scheduler")
+    pipeline: Any = diffusers.WanImageToVideoPipeline
+    pipeline(
+        tokenizer=None, text_encoder=None, vae=open_vae(out, torch.device("cpu")), scheduler=scheduler,
+        transformer=open_transformer(out, torch.device("cpu")),
+    ).save_config(out / "base")  # fmt: skip
 
 
 def effect_states(out: Path) -> dict[str, TextStates]:
@@ -67,7 +81,8 @@ def effect_states(out: Path) -> dict[str, TextStates]:
 
 def stage_text(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
     if worker.is_first:
-        effect_states(out), kept_states(CAPTIONS, out / "text")
+        effect_states(out)
+        kept_states(CAPTIONS, out / "text")
 
 
 def stage_vae(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
@@ -77,15 +92,13 @@ def stage_vae(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
 
 
 def stage_base(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
-    from diffusers import UniPCMultistepScheduler
-
     from p2e.world.train_base import train_base
 
     config = WorldBaseConfig.parse(_overrides(pairs, "base"))
     vae = open_vae(out, worker.device)
     train_base(config, vae, kept_states(CAPTIONS, out / "text"), out / "base" / "transformer", worker)
     if worker.is_first:
-        UniPCMultistepScheduler(**SCHEDULER).save_pretrained(out / "base" / "scheduler")
+        write_pipeline_files(out)
 
 
 def stage_library(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
@@ -107,50 +120,82 @@ def stage_library(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
         print("library", metadata, flush=True)
 
 
-def stage_measure(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
-    """Fidelity of the base, of the library's LoRAs, and the decoder's cap, an effect a row: out/measure.json."""
+def _fidelity(out: Path, worker: Worker, pairs: Sequence[str], columns: Sequence[str]) -> None:
+    """Fidelity of every effect under each column, written to out/measure.json beside what stands there.
+
+    Columns: cap (the truth encoded and decoded), base (no LoRA), lora (the library's), zero (predicted by the
+    checkpoint from a paraphrase that training never saw), zero:NAME (by the checkpoint of that name).
+    """
     from diffusers import UniPCMultistepScheduler
 
     from p2e.lora.formats import read_lora
     from p2e.world.evaluate import decoder_cap, draw_evaluation, measure
+    from p2e.world.hypernet import predict_effects
 
     settings = _overrides(pairs, "measure")
-    scenes, specs = settings.get("scenes", 8), EFFECTS[: settings.get("effects")]
+    specs = EFFECTS[: settings.get("effects")]
     transformer, vae = open_transformer(out, worker.device), open_vae(out, worker.device)
     scheduler = UniPCMultistepScheduler.from_pretrained(out / "base" / "scheduler")
-    mine = list(range(worker.rank, len(specs), worker.size))
-    data = draw_evaluation(mine, scenes, vae, worker.device)
+    mine = specs[worker.rank :: worker.size]
+    data = draw_evaluation([EFFECTS.index(spec) for spec in mine], settings.get("scenes", 8), vae, worker.device)
     states = effect_states(out)
-    text = torch.stack([states[EFFECTS[i].name].states[-1] for i in mine])  # a paraphrase that training never saw
-    loras = [read_lora(out / "library" / "loras" / f"{EFFECTS[i].name}.safetensors", WORLD) for i in mine]
-    rows = {}
-    base, _ = measure(data, text, None, WORLD, transformer, vae, scheduler)
-    lora, _ = measure(data, text, loras, WORLD, transformer, vae, scheduler)
-    cap = decoder_cap(data, vae)
-    for i, index in enumerate(mine):
-        rows[EFFECTS[index].name] = {"base": base[i].mean().item(), "lora": lora[i].mean().item(),
-                                     "cap": cap[i].mean().item()}  # fmt: skip
-    (out / f"measure-{worker.rank}.json").write_text(json.dumps(rows))
+    text = torch.stack([states[spec.name].states[-1] for spec in mine])
+    found: dict[str, list[float]] = {}
+    for column in columns:
+        if column == "cap":
+            found[column] = decoder_cap(data, vae).mean(1).tolist()
+            continue
+        if column == "lora":
+            loras = [read_lora(out / "library" / "loras" / f"{spec.name}.safetensors", WORLD) for spec in mine]
+        elif column.startswith("zero"):
+            names, checkpoint = [spec.name for spec in mine], column.partition(":")[2] or "checkpoint"
+            loras = predict_effects(out, WORLD, states, names, checkpoint=checkpoint, device=str(worker.device))
+        else:
+            loras = None
+        found[column] = measure(data, text, loras, WORLD, transformer, vae, scheduler)[0].mean(1).tolist()
+    part = {spec.name: {c: found[c][i] for c in columns} for i, spec in enumerate(mine)}
+    (out / f"measure-{worker.rank}.part").write_text(json.dumps(part))
     worker.mean(torch.zeros(1, device=worker.device))  # wait for the others
     if worker.is_first:
-        everything = {}
+        target = out / "measure.json"
+        rows: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
         for rank in range(worker.size):
-            part = out / f"measure-{rank}.json"
-            everything |= json.loads(part.read_text())
-            part.unlink()
-        ordered = {spec.name: everything[spec.name] | {"split": spec.split, "category": spec.category}
-                   for spec in specs}  # fmt: skip
-        (out / "measure.json").write_text(json.dumps(ordered, indent=1))
+            for name, row in json.loads((out / f"measure-{rank}.part").read_text()).items():
+                rows.setdefault(name, {}).update(row)
+            (out / f"measure-{rank}.part").unlink()
+        for spec in specs:
+            rows[spec.name] |= {"split": spec.split, "category": spec.category}
+        target.write_text(json.dumps(rows, indent=1))
         for split in ("train", "heldout", "ood"):
-            chosen = [row for row in ordered.values() if row["split"] == split]
-            if not chosen:
-                continue
-            means = {k: round(sum(row[k] for row in chosen) / len(chosen), 3) for k in ("base", "lora", "cap")}
-            print("measure", split, len(chosen), means, flush=True)
+            chosen = [row for row in rows.values() if row["split"] == split]
+            if chosen:
+                means = {c: round(sum(row[c] for row in chosen) / len(chosen), 3) for c in columns}
+                print("measure", split, len(chosen), means, flush=True)
+
+
+def stage_measure(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
+    _fidelity(out, worker, pairs, ("cap", "base", "lora"))
+
+
+def stage_hypernet(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
+    """On the first worker alone: a hypernetwork of this size wants one GPU."""
+    from p2e.world.hypernet import WORLD_HYPERNET, prepare_world, train_hypernet
+
+    if worker.is_first:
+        if not (out / "prepared").exists():
+            prepare_world(out, WORLD, WORLD_HYPERNET.hypernet.rank, str(worker.device))
+        settings = _overrides(pairs, "hypernet")
+        train_hypernet(out, WORLD, effect_states(out), settings, settings.pop("name", "checkpoint"))
+
+
+def stage_zero(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
+    names = _overrides(pairs, "zero").get("checkpoints", ["checkpoint"])
+    _fidelity(out, worker, pairs, [f"zero:{name}" if len(names) > 1 else "zero" for name in names])
 
 
 STAGES = {
     "text": stage_text, "vae": stage_vae, "base": stage_base, "library": stage_library, "measure": stage_measure,
+    "hypernet": stage_hypernet, "zero": stage_zero,
 }  # fmt: skip
 
 

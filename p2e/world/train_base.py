@@ -62,8 +62,8 @@ def train_base(
 
     torch.manual_seed(config.seed)
     device, cuda = worker.device, worker.device.type == "cuda"
-    transformer: Any = (WanTransformer3DModel.from_pretrained(init) if init else build_transformer()).to(device)
-    transformer.requires_grad_(True).train()
+    transformer: Any = WanTransformer3DModel.from_pretrained(init) if init else build_transformer()
+    transformer.to(device).requires_grad_(True).train()
     average = copy.deepcopy(transformer).requires_grad_(False)
     generator = torch.Generator(device).manual_seed(77_000 + 1000 * config.seed + worker.rank)
     schedule = Schedule(config.steps, config.warmup, config.max_seconds, worker)
@@ -71,7 +71,9 @@ def train_base(
     while sum(map(len, latents)) < config.pool:
         clips, ids = draw_pool(min(2048, config.pool), generator, device)
         x, c = encode_clips(vae, clips)
-        latents.append(x), conditions.append(c), caption.append(ids)
+        latents.append(x)
+        conditions.append(c)
+        caption.append(ids)
     pool, condition, caption = torch.cat(latents), torch.cat(conditions), torch.cat(caption)
     encoded = schedule.elapsed()
     text = captions.states.to(device, torch.bfloat16)

@@ -65,7 +65,8 @@ def train_vae(config: WorldVaeConfig, out: Path, worker: Worker, init: Path | No
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(config.seed)
-    vae: Any = (AutoencoderKLWan.from_pretrained(init) if init else build_vae()).to(worker.device)
+    vae: Any = AutoencoderKLWan.from_pretrained(init) if init else build_vae()
+    vae.to(worker.device)
     cuda = worker.device.type == "cuda"
     if cuda:
         channels_last(vae)

@@ -15,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["WORLD_VAE", "build_vae", "channels_last", "decode_clip", "encode_clip", "normalise", "psnr", "to_model_range"]
+__all__ = [
+    "WORLD_VAE",
+    "build_vae",
+    "channels_last",
+    "decode_clip",
+    "encode_clip",
+    "normalise",
+    "psnr",
+    "to_model_range",
+]
 
 WORLD_VAE: dict[str, Any] = {
     "base_dim": 32,
