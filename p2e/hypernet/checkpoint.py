@@ -142,7 +142,8 @@ def load_checkpoint(
     """Opens a checkpoint folder, local or on any fsspec file system.
 
     Args:
-        dtype: type of the parameters; None keeps that of the file.
+        dtype: type of the parameters; None keeps that of the file on a GPU and is float32 on a CPU, where bfloat16
+            products are slow.
         base: its base, where that is none of the registered ones.
 
     Raises:
@@ -156,6 +157,8 @@ def load_checkpoint(
     if base.name != settings["base"]:
         raise InputError(f"{root}: predicts for {settings['base']}, not for {base.name}; give the base it fits")
     scales = _scales(root, texts[SITES], base)
+    if dtype is None and torch.device(device).type == "cpu":
+        dtype = torch.float32
     with torch.device("meta"):
         model = build_hypernet(config, base)
     with SafetensorsFile(f"{root}/{MODEL}") as file:

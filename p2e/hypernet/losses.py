@@ -75,9 +75,8 @@ def combine(errors: list[Errors], weights: list[Tensor], config: LossConfig) -> 
     total = torch.stack([w.sum() for w in weights]).sum().clamp(min=1e-12)
 
     def mean(name: str) -> Tensor:
-        # where, not a product: an uncovered pair must not spread what its zero target divides to
-        parts = [torch.where(w > 0, w * getattr(e, name), 0.0).sum() for e, w in zip(errors, weights, strict=True)]
-        return torch.stack(parts).sum() / total
+        # epsilon keeps the errors of uncovered pairs finite, so a weight of 0 removes them and their gradient
+        return torch.stack([(w * getattr(e, name)).sum() for e, w in zip(errors, weights, strict=True)]).sum() / total
 
     factor, update, ratio = mean("factor"), mean("update"), mean("norm_ratio")
     loss = factor if config.update == 0 else (1 - config.update) * factor + config.update * update

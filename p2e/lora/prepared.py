@@ -183,6 +183,11 @@ class PreparedLibrary:
             tensors = file.read_all()
         return SiteRecord(key, **tensors, scale_a=site.scale_a, scale_b=site.scale_b)
 
+    def mask(self, key: str) -> Tensor:
+        """Which effects cover a site, [E] bool; nothing else of its record is read."""
+        with SafetensorsFile(f"{self.path}/{self._sites[key].file}") as file:
+            return file.read("mask")
+
     def verify(self) -> None:
         """Reads every file whole and compares its digest.
 

@@ -118,14 +118,10 @@ class Source:
     def _scales(self) -> dict[str, tuple[float, float]]:
         """(scale of A, of B) of the sites that some training effect covers; the others cannot be trained."""
         scales: dict[str, tuple[float, float]] = {}
-        for key in self.library.keys:
-            record = self.library.site(key)
-            if (
-                key in self.base.by_key
-                and bool(record.mask[self.train].any())
-                and min(record.scale_a, record.scale_b) > 0
-            ):
-                scales[key] = (record.scale_a, record.scale_b)
+        for site in self.library.index.sites:
+            known = site.key in self.base.by_key and min(site.scale_a, site.scale_b) > 0
+            if known and bool(self.library.mask(site.key)[self.train].any()):
+                scales[site.key] = (site.scale_a, site.scale_b)
         if not scales:
             raise InputError(f"no training effect of the library covers a site of {self.base.name}; check the library")
         return scales

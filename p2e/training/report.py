@@ -43,7 +43,7 @@ class Reporter:
         text = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
         if self._bar is not None and self._task is not None:
             if any("/" in name for name in values):
-                self._bar.console.print(f"step {step}: {text}")
+                self._bar.console.print(f"step {step}: {text}", highlight=False)
             else:
                 self._bar.update(self._task, completed=step, text=text)
         elif self._lines and (last or time.monotonic() - self._shown > LINE_SECONDS or any("/" in n for n in values)):

@@ -52,10 +52,11 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
 
 def test_half_the_bytes_in_bfloat16(tmp_path: Path) -> None:
     model = save(tmp_path / "low", torch.bfloat16)
-    low = load_checkpoint(tmp_path / "low", base=BASE)
-    assert low.dtype == torch.bfloat16
-    wide = load_checkpoint(tmp_path / "low", base=BASE, dtype=torch.float32)
-    assert wide.dtype == torch.float32
+    assert load_checkpoint(tmp_path / "low", base=BASE, dtype=torch.bfloat16).dtype == torch.bfloat16
+    with SafetensorsFile(tmp_path / "low" / "model.safetensors") as file:
+        assert {spec.dtype for spec in file.specs.values()} == {torch.bfloat16}
+    wide = load_checkpoint(tmp_path / "low", base=BASE)
+    assert wide.dtype == torch.float32  # on a CPU
     known = model.state_dict()
     assert all(torch.equal(value.bfloat16(), known[name].bfloat16()) for name, value in wide.model.state_dict().items())
 

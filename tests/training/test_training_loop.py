@@ -1,11 +1,14 @@
 """Training on a small real library: the loss falls, runs resume to the bit, shapes never change."""
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-from tiny_training import TinyRun
+from tiny import tiny_base
+from tiny_training import TinyRun, tiny_weights
 from torch import Tensor
 
 from p2e.config import TrainConfig
@@ -15,7 +18,7 @@ from p2e.hypernet.checkpoint import load_checkpoint
 from p2e.hypernet.variants import Predictor
 from p2e.training.data import ResidentSource, StreamedSource
 from p2e.training.evaluate import evaluate
-from p2e.training.loop import train
+from p2e.training.loop import Trainer, train
 from p2e.training.step import Objective, rate
 
 GOLDEN = Path(__file__).parent / "golden_losses.txt"
@@ -200,6 +203,16 @@ def test_divergence_is_one_line(tiny: TinyRun) -> None:
 def test_settings_that_do_not_fit_are_refused(tiny: TinyRun, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny.trainer("refused", **changes).run()
+
+
+def test_a_library_that_does_not_fit_is_refused(tiny: TinyRun, tmp_path: Path) -> None:
+    other = tiny_base("world")
+    with pytest.raises(InputError, match="prepared for toy, not world"):
+        Trainer(tiny.config("wrong"), other, tiny_weights(tmp_path / "w", other), tiny.library, tiny.encoder)
+    idle = copy.copy(tiny.library)
+    idle.effects = tuple(dataclasses.replace(effect, split="ood") for effect in idle.effects)
+    with pytest.raises(InputError, match="no effect with split: train"):
+        Trainer(tiny.config("idle"), tiny.base, tiny.weights, idle, tiny.encoder)
 
 
 def test_train_needs_weights(tiny: TinyRun) -> None:
