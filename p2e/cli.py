@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from p2e import __version__
-from p2e.commands import hypernet, library, lora, video, world
+from p2e.commands import demo, hypernet, library, lora, video, world
 from p2e.errors import InputError, P2EError
 
 __all__ = ["PLUGIN_GROUP", "app", "main"]
@@ -74,6 +74,7 @@ app = typer.Typer(cls=PluginGroup, name="p2e", add_completion=False, pretty_exce
 app.add_typer(lora.app, name="lora")
 app.add_typer(library.app, name="library")
 app.add_typer(world.app, name="world")
+app.command()(demo.demo)
 app.command()(hypernet.train)
 app.command()(hypernet.predict)
 app.command()(video.render)

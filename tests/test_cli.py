@@ -21,7 +21,7 @@ from p2e.files import SafetensorsFile, write_safetensors
 from p2e.lora.formats import read_lora, write_lora
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "predict", "render", "adapt", "lora", "library", "world")
+COMMANDS = ("demo", "train", "predict", "render", "adapt", "lora", "library", "world")
 WORLD = get_base("world")
 
 

@@ -316,3 +316,15 @@ def test_world(tmp_path: Path) -> None:
     assert_mistake(run_cli("world", "scene", "--scene", 999, "-o", tmp_path / "a.png"), "999")
     assert_mistake(run_cli("world", "scene", "-o", tmp_path / "a.jpg"), "a.jpg")
     assert len(files_in(tmp_path)) == 3
+
+
+# --- demo
+
+
+def test_demo_of_bad_input(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    assert_mistake(run_cli("demo", "-o", blocked), blocked)
+    assert_mistake(run_cli("demo", "-o", blocked / "demo"), blocked / "demo")
+    assert_mistake(run_cli("demo", "-o", tmp_path / "demo", "--effect", "red_mood"), "red_mood")  # a training effect
+    assert files_in(tmp_path) == {blocked}

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson", "BaseFolder", "BaseOption", "Device", "Dtype", "DtypeOption", "Expert", "Format", "FormatOption",
-    "Output", "base_or_none", "check_output", "on_terminal", "parse_weighted", "pick_device", "progress_bar",
-    "quiet_libraries", "shipped",
+    "Output", "base_or_none", "check_folder", "check_output", "on_terminal", "parse_weighted", "pick_device",
+    "progress_bar", "quiet_libraries", "shipped",
 ]  # fmt: skip
 
 Format = Literal["wan", "diffusers", "kohya"]
@@ -109,9 +109,21 @@ def check_output(path: str, endings: tuple[str, ...] = ()) -> None:
         raise InputError(f"{path}: cannot be written in that format; let the name end in {' or '.join(endings)}")
     if target.is_dir():
         raise OutputError(f"{path}: is a folder; give the name of a file")
-    parent = next(folder for folder in target.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{path}: cannot be written, {parent} is no folder one can write to; choose another place")
+    check_folder(target.parent, path)
+
+
+def check_folder(folder: str | Path, path: str | None = None) -> None:
+    """The same for results in a folder that may have to be made; `path` is the name for the message.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+    place = Path(folder).absolute()
+    nearest = next(parent for parent in (place, *place.parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise OutputError(
+            f"{path or folder}: cannot be written, {nearest} is no folder one can write to; choose another place"
+        )
 
 
 def quiet_libraries() -> None:
