@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from p2e.bases.base import Base
+from p2e.errors import InputError
 from p2e.lora.lora import Factors, Lora
 
 __all__ = ["GroupedLinear", "GroupedLoras"]
@@ -49,6 +50,9 @@ class GroupedLoras:
         self, base: Base, groups: int, rank: int, *, seed: int = 0, device: torch.device | str = "cpu",
         shared_start: bool = False, init: Sequence[Lora] | None = None,
     ) -> None:  # fmt: skip
+        for lora in init or ():
+            if lora.rank > rank:
+                raise InputError(f"a LoRA of rank {lora.rank} does not fit rank {rank}; raise it, or blend it down")
         self.base, self.rank, self.groups = base, rank, groups
         generator = torch.Generator().manual_seed(seed)
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
