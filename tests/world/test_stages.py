@@ -1,0 +1,111 @@
+"""Every stage that makes the world takes its steps at toy size, in order, and the next one reads what it wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from p2e.errors import ConfigError
+from p2e.lora.library import Manifest
+from p2e.world import rebuild, states, train_vae
+from p2e.world.effects import EFFECTS
+from p2e.world.parallel import Worker, average_gradients, join
+from p2e.world.rebuild import run
+from p2e.world.schedule import Schedule
+from p2e.world.states import kept_states
+from p2e.world.vae import build_vae
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    "vae.steps=2", "vae.batch=1", "vae.pool=2", "vae.measured=1",
+    "base.steps=2", "base.batch=1", "base.pool=2",
+    "library.clips=1", "library.effects=2", "library.adapt.steps=2", "library.adapt.batch=1",
+    "measure.scenes=1", "measure.effects=2",
+    "hypernet.steps=2", "hypernet.cuda_graph=false", "hypernet.precision=\"float32\"", "hypernet.sites_per_step=3",
+    "hypernet.effects_per_step=2", "hypernet.hypernet.width=32", "hypernet.hypernet.layers=1",
+]  # fmt: skip
+
+
+class RandomEncoder:
+    """Stands in for MiniLM, whose states of two thousand captions take minutes here."""
+
+    width = 384
+
+    def encode(self, prompts):
+        generator = torch.Generator().manual_seed(0)
+        mask = torch.arange(8).expand(len(prompts), 8) < 6
+        return rebuild.TextStates(torch.randn(len(prompts), 8, 384, generator=generator) * mask[..., None], mask)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(states, "encoder_for", lambda base: RandomEncoder())
+        patch.setattr(train_vae, "build_vae", lambda: build_vae(base_dim=8, decoder_base_dim=8))
+        run(["text", "vae", "base", "library", "measure", "hypernet", "zero"], out, SMALL)
+    return out
+
+
+def test_the_base_is_a_pipeline_folder(world: Path):
+    from p2e.render.pipeline import Renderer
+
+    renderer = Renderer.open(world / "base")
+    assert renderer.base.name == "world"
+    assert json.loads((world / "base" / "vae" / "report.json").read_text())["steps"] == 2
+
+
+def test_the_library_lists_what_was_trained(world: Path):
+    manifest = Manifest.load(world / "library" / "manifest.yaml")
+    assert [entry.effect for entry in manifest.entries] == [spec.name for spec in EFFECTS[:2]]
+    assert not set(manifest.entries[0].prompts) & set(EFFECTS[0].unseen_prompts)
+
+
+def test_every_column_is_measured(world: Path):
+    rows = json.loads((world / "measure.json").read_text())
+    assert set(rows) == {spec.name for spec in EFFECTS[:2]}
+    for row in rows.values():
+        assert {"cap", "base", "lora", "zero", "split", "category"} == set(row)
+        assert all(row[column] <= 1 for column in ("cap", "base", "lora", "zero"))
+
+
+def test_an_unknown_setting_is_refused(world: Path):
+    with pytest.raises(ConfigError, match="stepz"):
+        run(["vae"], world, ["vae.stepz=3"])
+
+
+def test_states_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+
+    class Counting(RandomEncoder):
+        def encode(self, prompts):
+            calls.append(len(prompts))
+            return super().encode(prompts)
+
+    monkeypatch.setattr(states, "encoder_for", lambda base: Counting())
+    first = kept_states(["one", "two"], tmp_path)
+    again = kept_states(["one", "two"], tmp_path)
+    assert calls == [2] and torch.equal(first.states, again.states) and torch.equal(first.mask, again.mask)
+    kept_states(["one", "three"], tmp_path)
+    assert calls == [2, 2]
+
+
+def test_a_group_of_one_needs_no_messages():
+    worker = join()
+    assert (worker.rank, worker.size) == (0, 1)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([1.0, 2.0])
+    average_gradients([parameter], worker)
+    assert parameter.grad.tolist() == [1.0, 2.0]
+
+
+def test_the_schedule_warms_up_decays_and_ends():
+    schedule = Schedule(100, 10, None, Worker(0, 1, torch.device("cpu")))
+    scales = [schedule.scale(step) for step in range(101)]
+    assert scales[0] == pytest.approx(0.1) and scales[100] is None
+    assert scales[9] == pytest.approx(0.98, abs=0.02)
+    assert 0.02 <= scales[99] < 0.03  # pyright: ignore[reportOptionalOperand]
+    ended = Schedule(100, 10, 1e-9, Worker(0, 1, torch.device("cpu")))
+    assert ended.scale(0) is None
