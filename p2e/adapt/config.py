@@ -12,16 +12,16 @@ __all__ = ["AdaptConfig"]
 class AdaptConfig(Settings):
     """Fine-tuning of one LoRA, or of a group of LoRAs side by side."""
 
-    rank: int = Field(32, ge=1)
-    steps: int = Field(1000, ge=1)
-    batch: int = Field(1, ge=1, description="clips a LoRA and step")
-    learning_rate: float = Field(1e-4, gt=0)
-    final_rate: float = Field(0.1, ge=0, le=1, description="the cosine's end as a share of learning_rate")
-    warmup_fraction: float = Field(0.01, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0, description="largest L2 norm of one LoRA's gradient")
+    rank: int = Field(default=32, ge=1)
+    steps: int = Field(default=1000, ge=1)
+    batch: int = Field(default=1, ge=1, description="clips a LoRA and step")
+    learning_rate: float = Field(default=1e-4, gt=0)
+    final_rate: float = Field(default=0.1, ge=0, le=1, description="the cosine's end as a share of learning_rate")
+    warmup_fraction: float = Field(default=0.01, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0, description="largest L2 norm of one LoRA's gradient")
     sampling: Literal["logit_normal", "uniform"] = "logit_normal"
-    shift: float = Field(3.0, gt=0, description="moves training times towards noise, as the scheduler's sigmas")
-    shared_start: bool = Field(False, description="all LoRAs of a group start from one A")
+    shift: float = Field(default=3.0, gt=0, description="moves training times towards noise, as the scheduler's sigmas")
+    shared_start: bool = Field(default=False, description="all LoRAs of a group start from one A")
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     seed: int = 0

@@ -11,38 +11,38 @@ __all__ = ["WorldBaseConfig", "WorldLibraryConfig", "WorldVaeConfig"]
 class WorldVaeConfig(Settings):
     """Training of the autoencoder on generic clips."""
 
-    steps: int = Field(6000, ge=1)
-    max_seconds: float | None = Field(None, gt=0, description="the schedule ends by then even if steps remain")
-    batch: int = Field(32, ge=1, description="clips a worker and step")
-    pool: int = Field(8192, ge=1, description="clips drawn beforehand, a worker")
-    learning_rate: float = Field(1.2e-3, gt=0)
-    warmup: int = Field(100, ge=0)
-    kl_weight: float = Field(1e-7, ge=0)
-    ema: float = Field(0.998, ge=0, lt=1)
-    measured: int = Field(128, ge=1, description="unseen clips of motion, and as many of effects, for the PSNR")
+    steps: int = Field(default=6000, ge=1)
+    max_seconds: float | None = Field(default=None, gt=0, description="the schedule ends by then even if steps remain")
+    batch: int = Field(default=32, ge=1, description="clips a worker and step")
+    pool: int = Field(default=8192, ge=1, description="clips drawn beforehand, a worker")
+    learning_rate: float = Field(default=1.2e-3, gt=0)
+    warmup: int = Field(default=100, ge=0)
+    kl_weight: float = Field(default=1e-7, ge=0)
+    ema: float = Field(default=0.998, ge=0, lt=1)
+    measured: int = Field(default=128, ge=1, description="unseen clips of motion, and as many of effects, for the PSNR")
     seed: int = 0
 
 
 class WorldBaseConfig(Settings):
     """Training of the transformer on latents of generic clips with coarse captions."""
 
-    steps: int = Field(4000, ge=1)
-    max_seconds: float | None = Field(None, gt=0)
-    batch: int = Field(256, ge=1, description="clips a worker and step")
-    pool: int = Field(16384, ge=1)
-    learning_rate: float = Field(1.2e-3, gt=0)
-    warmup: int = Field(200, ge=0)
-    text_dropout: float = Field(0.1, ge=0, lt=1)
-    shift: float = Field(2.0, gt=0, description="moves training times towards noise, as the scheduler's sigmas")
-    ema: float = Field(0.999, ge=0, lt=1)
+    steps: int = Field(default=4000, ge=1)
+    max_seconds: float | None = Field(default=None, gt=0)
+    batch: int = Field(default=256, ge=1, description="clips a worker and step")
+    pool: int = Field(default=16384, ge=1)
+    learning_rate: float = Field(default=1.2e-3, gt=0)
+    warmup: int = Field(default=200, ge=0)
+    text_dropout: float = Field(default=0.1, ge=0, lt=1)
+    shift: float = Field(default=2.0, gt=0, description="moves training times towards noise, as the scheduler's sigmas")
+    ema: float = Field(default=0.999, ge=0, lt=1)
     seed: int = 1
 
 
 class WorldLibraryConfig(Settings):
     """One LoRA an effect, many effects in a grouped batch."""
 
-    effects: int | None = Field(None, ge=1, description="only the first so many of the table")
-    clips: int = Field(48, ge=1, description="clips an effect, drawn once: the paper had about 50")
+    effects: int | None = Field(default=None, ge=1, description="only the first so many of the table")
+    clips: int = Field(default=48, ge=1, description="clips an effect, drawn once: the paper had about 50")
     adapt: AdaptConfig = AdaptConfig.parse(
         {"rank": 4, "batch": 4, "learning_rate": 2e-3, "shift": 2.0, "shared_start": True, "seed": 2}
     )
