@@ -171,7 +171,7 @@ def render_plain(lora: Path | None, prompt: str, images: torch.Tensor, world: Pa
     from diffusers import WanImageToVideoPipeline
 
     pipe: Any = WanImageToVideoPipeline.from_pretrained(world / "base", text_encoder=None, tokenizer=None,
-                                                        torch_dtype=torch.float32)  # fmt: skip
+                                                        dtype=torch.float32)  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     if lora is not None:
         pipe.load_lora_weights(str(lora))

@@ -2,17 +2,36 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from p2e.commands.options import AsJson, Output, check_output
+from p2e.commands.options import AsJson, Output, check_output, quiet_libraries
 
 app = typer.Typer(help="Look at the embedded world: its scenes and its effects.")
 
 Effect = Annotated[str, typer.Argument(metavar="EFFECT", help="Name of an effect; `p2e world effects` lists them.")]
 Scene = Annotated[int, typer.Option(min=0, help="Which of the evaluation scenes.")]
 PICTURE = (".png",)
+
+
+@app.command()
+def rebuild(
+    stages: Annotated[
+        list[str],
+        typer.Argument(metavar="STAGE...", help="text, vae, base, library, measure, hypernet, zero; in this order."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the stages write and read.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="STAGE.KEY=JSON", help="Changes a setting of a stage.")
+    ] = None,
+) -> None:
+    """Make the world from nothing; on several GPUs: torchrun -m p2e.world.rebuild with the same arguments."""
+    from p2e.world.rebuild import run
+
+    quiet_libraries()
+    run(stages, out, settings or [])
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from p2e.bases.wan import WAN_BASES
+from p2e.errors import InputError
 from p2e.text import TextStates
 from p2e.world.config import WorldBaseConfig, WorldLibraryConfig, WorldVaeConfig
 from p2e.world.effects import EFFECTS
@@ -32,27 +33,43 @@ def _overrides(pairs: Sequence[str], stage: str) -> dict[str, Any]:
     """{"max_seconds": 60} of ["vae.max_seconds=60"] for the stage "vae"; nested keys by further dots."""
     values: dict[str, Any] = {}
     for pair in pairs:
-        key, _, value = pair.partition("=")
+        key, equals, value = pair.partition("=")
         name, *path = key.split(".")
+        if name not in STAGES or not path or not equals:
+            raise InputError(f"{pair!r} is not a setting; write STAGE.KEY=JSON, such as vae.steps=100")
         if name == stage:
             target = values
             for step in path[:-1]:
                 target = target.setdefault(step, {})
-            target[path[-1]] = json.loads(value)
+            try:
+                target[path[-1]] = json.loads(value)
+            except ValueError:
+                raise InputError(f"{pair!r}: the value is not JSON; quote a text, such as '\"float32\"'") from None
     return values
+
+
+def made_by(stage: str, path: Path) -> Path:
+    """`path`, which an earlier stage wrote.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: not there yet; run the stage {stage} first")
+    return path
 
 
 def open_vae(out: Path, device: torch.device) -> Any:
     from diffusers import AutoencoderKLWan
 
-    vae: Any = AutoencoderKLWan.from_pretrained(out / "base" / "vae")
+    vae: Any = AutoencoderKLWan.from_pretrained(made_by("vae", out / "base" / "vae"))
     return vae.to(device, torch.float32).requires_grad_(False).eval()
 
 
 def open_transformer(out: Path, device: torch.device) -> Any:
     from diffusers import WanTransformer3DModel
 
-    model: Any = WanTransformer3DModel.from_pretrained(out / "base" / "transformer")
+    model: Any = WanTransformer3DModel.from_pretrained(made_by("base", out / "base" / "transformer"))
     return model.to(device, torch.float32).requires_grad_(False).eval()
 
 
@@ -141,6 +158,8 @@ def _fidelity(out: Path, worker: Worker, pairs: Sequence[str], columns: Sequence
     states = effect_states(out)
     text = torch.stack([states[spec.name].states[-1] for spec in mine])
     found: dict[str, list[float]] = {}
+    if "lora" in columns:
+        made_by("library", out / "library" / "manifest.yaml")
     for column in columns:
         if column == "cap":
             found[column] = decoder_cap(data, vae).mean(1).tolist()
@@ -182,6 +201,7 @@ def stage_hypernet(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
     from p2e.world.hypernet import WORLD_HYPERNET, prepare_world, train_hypernet
 
     if worker.is_first:
+        made_by("library", out / "library" / "manifest.yaml")
         if not (out / "prepared").exists():
             prepare_world(out, WORLD, WORLD_HYPERNET.hypernet.rank, str(worker.device))
         settings = _overrides(pairs, "hypernet")
@@ -201,6 +221,9 @@ STAGES = {
 
 def run(stages: Sequence[str], out: Path, pairs: Sequence[str] = ()) -> None:
     """Runs stages in the order given. `pairs` are overrides of their settings: "vae.max_seconds=60"."""
+    for stage in stages:
+        if stage not in STAGES:
+            raise InputError(f"no stage is named {stage!r}; the stages are {', '.join(STAGES)}")
     worker = join()
     out.mkdir(parents=True, exist_ok=True)
     for stage in stages:

@@ -106,6 +106,6 @@ def train_base(
     }  # fmt: skip
     if worker.is_first:
         average.to(torch.bfloat16).save_pretrained(out, max_shard_size="14MB")
-        (out / "report.json").write_text(json.dumps(report | config.model_dump(mode="json"), indent=1))
+        (out / "report.json").write_text(json.dumps(report | {"config": config.model_dump(mode="json")}, indent=1))
         print("base", report, flush=True)
     return report

@@ -111,6 +111,6 @@ def train_vae(config: WorldVaeConfig, out: Path, worker: Worker, init: Path | No
     }  # fmt: skip
     if worker.is_first:
         average.to(torch.bfloat16).save_pretrained(out, max_shard_size="14MB")
-        (out / "report.json").write_text(json.dumps(report | config.model_dump(mode="json"), indent=1))
+        (out / "report.json").write_text(json.dumps(report | {"config": config.model_dump(mode="json")}, indent=1))
         print("vae", {k: round(v, 3) if math.isfinite(v) else v for k, v in report.items()}, flush=True)
     return report

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from p2e.errors import ConfigError
+from p2e.errors import ConfigError, InputError
 from p2e.lora.library import Manifest
 from p2e.world import rebuild, states, train_vae
 from p2e.world.effects import EFFECTS
@@ -109,3 +109,21 @@ def test_the_schedule_warms_up_decays_and_ends():
     assert scales[99] == pytest.approx(0.02, abs=0.01)
     ended = Schedule(100, 10, 1e-9, Worker(0, 1, torch.device("cpu")))
     assert ended.scale(0) is None
+
+
+@pytest.mark.parametrize(
+    ("stages", "settings", "said"),
+    [
+        (["bass"], [], "the stages are"),
+        (["vae"], ["steps=2"], "STAGE.KEY=JSON"),
+        (["vae"], ["vae.steps=two"], "not JSON"),
+        (["base"], [], "run the stage vae first"),
+        (["hypernet"], [], "run the stage library first"),
+    ],
+)
+def test_a_wrong_stage_or_setting_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str], settings: list[str], said: str
+):
+    monkeypatch.setattr(states, "encoder_for", lambda base: RandomEncoder())
+    with pytest.raises(InputError, match=said):
+        run(stages, tmp_path, settings)
