@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from p2e.errors import ConfigError, InputError
 
-__all__ = ["HypernetConfig", "LossConfig", "RenderConfig", "Settings", "TrainConfig"]
+__all__ = ["HypernetConfig", "LossConfig", "RenderConfig", "Settings", "TextConfig", "TrainConfig"]
 
 
 class Settings(BaseModel):
@@ -55,6 +55,27 @@ class Settings(BaseModel):
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 
+class TextConfig(Settings):
+    """What a hypernetwork reads of a prompt (`p2e.hypernet.text`); kept with its weights.
+
+    Attributes:
+        form: the encoder's "tokens", or one "sentence" vector, their mean.
+        whiten: what a sentence vector is centred and whitened by: "none", the scatter of all training "prompts", or the
+            scatter of paraphrases within their "effects", which keeps what tells effects apart.
+        shrink: added to that scatter, in units of its mean variance.
+    """
+
+    form: Literal["tokens", "sentence"] = "tokens"
+    whiten: Literal["none", "prompts", "effects"] = "none"
+    shrink: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.form == "tokens" and self.whiten != "none":
+            raise ValueError(f"whiten: {self.whiten} is for sentence vectors; set form: sentence")
+        return self
+
+
 class HypernetConfig(Settings):
     """Size and form of the hypernetwork; the defaults are the paper's setting for Wan (table 7).
 
@@ -74,6 +95,7 @@ class HypernetConfig(Settings):
         across_sites: every block also attends across sites at equal latent index.
         architecture: the paper's network, or the baseline of its tables 1 and 2.
         iterations: refinement passes of the "hyperdreambooth" baseline.
+        text: what it reads of a prompt.
     """
 
     width: int = Field(default=2048, ge=8)
@@ -91,6 +113,7 @@ class HypernetConfig(Settings):
     across_sites: bool = False
     architecture: Literal["prompt2effect", "hyperdreambooth"] = "prompt2effect"
     iterations: int = Field(default=4, ge=1)
+    text: TextConfig = TextConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -54,7 +54,7 @@ def predict_loras(
         raise InputError(f"strength {strength} is not finite; give a number such as 1.0")
     if not texts:
         return []
-    states = encoder.encode(texts).to(checkpoint.device)
+    states = checkpoint.model.text_input(encoder.encode(texts).to(checkpoint.device))
     factors: list[dict[str, Factors]] = [{} for _ in texts]
     for sites, a, b in predict_factors(checkpoint, weights, states):
         for i, site in enumerate(sites):

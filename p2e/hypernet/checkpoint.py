@@ -2,7 +2,8 @@
 
 config.json         the resolved configuration, base and library with their hashes
 sites.json          the base's site table, with the scales of A* and B* of the sites that were trained
-model.safetensors   parameters, float32 or bfloat16; its header names the digest of the other two
+model.safetensors   parameters, float32 or bfloat16, and the fixed map of the text, float32; its header names the digest
+                    of the other two
 """
 
 import hashlib
@@ -97,7 +98,7 @@ def save_checkpoint(
     Raises:
         OutputError: the folder cannot be written.
     """
-    root = Path(folder)
+    root, fixed = Path(folder), dict(model.named_buffers())
     settings = {
         "format": FORMAT,
         "p2e_version": __version__,
@@ -113,7 +114,7 @@ def save_checkpoint(
         write_text(root / name, text)
     write_safetensors(
         root / MODEL,
-        {name: value.detach().to("cpu", dtype) for name, value in model.state_dict().items()},
+        {name: value.to("cpu", None if name in fixed else dtype) for name, value in model.state_dict().items()},
         {"format": FORMAT, "p2e_version": __version__, "step": str(step), "settings_sha256": digest(texts)},
     )
     return root
@@ -171,12 +172,12 @@ def load_checkpoint(
             raise FormatError(
                 f"{file.path}: {name} is {found.get(name)}, {CONFIG} makes it {expected.get(name)}; {AGAIN}"
             )
-        tensors = {}
+        tensors, fixed = {}, dict(model.named_buffers())
         for name in file.specs:
             tensor = file.read(name)
             if not bool(torch.isfinite(tensor).all()):
                 raise FormatError(f"{file.path}: {name} has values that are not finite; {AGAIN}")
-            tensors[name] = tensor.to(device, dtype)
+            tensors[name] = tensor.to(device, None if name in fixed else dtype)
     model.load_state_dict(tensors, assign=True)
     return Checkpoint(
         folder=root, model=model.eval().requires_grad_(False), base=base, config=config, scales=scales,

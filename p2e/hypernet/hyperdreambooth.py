@@ -22,6 +22,7 @@ from p2e.bases.base import Base
 from p2e.config import HypernetConfig
 from p2e.hypernet.layers import Block, RMSNorm, linear
 from p2e.hypernet.model import HEAD_GAIN, Sites, Weights
+from p2e.hypernet.text import TextInput
 
 __all__ = ["HyperDreamBooth"]
 
@@ -42,6 +43,7 @@ class HyperDreamBooth(nn.Module):
         self.block_embedding = nn.Embedding(base.num_blocks, d)
         self.module_embedding = nn.Embedding(len(base.modules), d)
         self.read = nn.ModuleDict({str(w): linear(w, d) for w in widths})
+        self.text_input = TextInput(config.text, base.text_dim)
         self.text = linear(base.text_dim, d)
         self.text_norm = RMSNorm(d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))

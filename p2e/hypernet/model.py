@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from p2e.bases.base import Base
 from p2e.config import HypernetConfig
 from p2e.hypernet.layers import Attention, Block, RMSNorm, linear
+from p2e.hypernet.text import TextInput
 
 __all__ = ["Bound", "Hypernet", "Sites", "WeightTokens", "Weights", "position_codes"]
 
@@ -113,6 +114,7 @@ class Hypernet(nn.Module):
         self.token_norm = RMSNorm(d)
         self.latents = nn.Parameter(torch.randn(config.latents, d))
         self.compress = Attention(config)
+        self.text_input = TextInput(config.text, base.text_dim)
         self.text = linear(base.text_dim, d)
         self.text_norm = RMSNorm(d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -193,7 +195,7 @@ class Hypernet(nn.Module):
         Args:
             w0: [S, d_out, d_in] (for an ablation that replaces it, what `prepare` made of it).
             block, module: indices of each site in the base, [S].
-            text: token states [E, T, d_text]; padding is never attended to.
+            text: token states [E, T, d_text], as `text_input` gives them; padding is never attended to.
             text_mask: [E, T], True on real tokens.
 
         Returns:

@@ -1,7 +1,7 @@
 """The paper's ablations and its baseline, by configuration: `build_hypernet` reads a `HypernetConfig` and assembles.
 
-Each is a network that `prepare`s raw weights once and predicts `predict_sites(groups, text, mask)`, so training and
-prediction know nothing of them:
+Each is a network that `prepare`s raw weights once, takes text as its `text_input` gives it, and predicts
+`predict_sites(groups, text, mask)`, so training and prediction know nothing of them:
     weights "none"            learned static queries in place of the weight tokens, compression bypassed (table 8)
     weights "truncated_svd"   U_r and V_r of W0 in place of its rows and columns (table 8)
     weights "noise"           a fixed random matrix a site in place of W0 ("Noise", table 3)
@@ -18,16 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from p2e.bases.base import Base
-from p2e.config import HypernetConfig
+from p2e.config import HypernetConfig, TextConfig
 from p2e.hypernet.hyperdreambooth import HyperDreamBooth
 from p2e.hypernet.layers import linear
 from p2e.hypernet.model import Hypernet, Sites, Weights, WeightTokens, unit_rms
+from p2e.hypernet.text import TextInput
 
 __all__ = ["Ensemble", "FactorTokens", "NoiseTokens", "Predictor", "StaticTokens", "build_hypernet"]
 
 
 class Predictor(Protocol):
     """What training and prediction need of a network. All are `nn.Module`s as well."""
+
+    text_input: TextInput
 
     def prepare(self, w0: Tensor, block: Tensor, module: Tensor) -> Weights: ...
 
@@ -116,7 +119,8 @@ class Ensemble(nn.Module):
 
     def __init__(self, config: HypernetConfig, base: Base) -> None:
         super().__init__()
-        single = config.model_copy(update={"ensemble": False})
+        single = config.model_copy(update={"ensemble": False, "text": TextConfig()})  # its text is prepared for all
+        self.text_input = TextInput(config.text, base.text_dim)
         self.members = nn.ModuleList(build_hypernet(single, base) for _ in range(base.num_blocks))
 
     def member(self, block: int) -> Hypernet:

@@ -5,7 +5,7 @@ from pydantic import Field
 from p2e.adapt.config import AdaptConfig
 from p2e.config import Settings
 
-__all__ = ["WorldBaseConfig", "WorldLibraryConfig", "WorldVaeConfig"]
+__all__ = ["WorldBaseConfig", "WorldLibraryConfig", "WorldMeasureConfig", "WorldVaeConfig"]
 
 
 class WorldVaeConfig(Settings):
@@ -46,3 +46,12 @@ class WorldLibraryConfig(Settings):
     adapt: AdaptConfig = AdaptConfig.parse(
         {"rank": 4, "batch": 4, "learning_rate": 2e-3, "shift": 2.0, "shared_start": True, "seed": 2}
     )
+
+
+class WorldMeasureConfig(Settings):
+    """Which effects and columns are measured; see p2e.world.fidelity for the columns."""
+
+    scenes: int = Field(default=8, ge=1, description="the first so many of the evaluation scenes")
+    effects: int | None = Field(default=None, ge=1, description="only the first so many of the table")
+    every: int = Field(default=1, ge=1, description="of these, every so manieth")
+    columns: tuple[str, ...] = ("cap", "base", "lora")

@@ -137,63 +137,16 @@ def stage_library(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
         print("library", metadata, flush=True)
 
 
-def _fidelity(out: Path, worker: Worker, pairs: Sequence[str], columns: Sequence[str]) -> None:
-    """Fidelity of every effect under each column, written to out/measure.json beside what stands there.
+def stage_measure(out: Path, worker: Worker, pairs: Sequence[str], stage: str = "measure") -> None:
+    """Fidelity of every effect under each column, written to out/measure.json beside what stands there."""
+    from p2e.world.config import WorldMeasureConfig
+    from p2e.world.fidelity import measure_columns
 
-    Columns: cap (the truth encoded and decoded), base (no LoRA), lora (the library's), zero (predicted by the
-    checkpoint from a paraphrase that training never saw), zero:NAME (by the checkpoint of that name).
-    """
-    from diffusers import UniPCMultistepScheduler
-
-    from p2e.lora.formats import read_lora
-    from p2e.world.evaluate import decoder_cap, draw_evaluation, measure
-    from p2e.world.hypernet import predict_effects
-
-    settings = _overrides(pairs, "measure")
-    specs = EFFECTS[: settings.get("effects")]
-    transformer, vae = open_transformer(out, worker.device), open_vae(out, worker.device)
-    scheduler = UniPCMultistepScheduler.from_pretrained(out / "base" / "scheduler")
-    mine = specs[worker.rank :: worker.size]
-    data = draw_evaluation([EFFECTS.index(spec) for spec in mine], settings.get("scenes", 8), vae, worker.device)
-    states = effect_states(out)
-    text = torch.stack([states[spec.name].states[-1] for spec in mine])
-    found: dict[str, list[float]] = {}
-    if "lora" in columns:
-        made_by("library", out / "library" / "manifest.yaml")
-    for column in columns:
-        if column == "cap":
-            found[column] = decoder_cap(data, vae).mean(1).tolist()
-            continue
-        if column == "lora":
-            loras = [read_lora(out / "library" / "loras" / f"{spec.name}.safetensors", WORLD) for spec in mine]
-        elif column.startswith("zero"):
-            names, checkpoint = [spec.name for spec in mine], column.partition(":")[2] or "checkpoint"
-            loras = predict_effects(out, WORLD, states, names, checkpoint=checkpoint, device=str(worker.device))
-        else:
-            loras = None
-        found[column] = measure(data, text, loras, WORLD, transformer, vae, scheduler)[0].mean(1).tolist()
-    part = {spec.name: {c: found[c][i] for c in columns} for i, spec in enumerate(mine)}
-    (out / f"measure-{worker.rank}.part").write_text(json.dumps(part))
-    worker.mean(torch.zeros(1, device=worker.device))  # wait for the others
-    if worker.is_first:
-        target = out / "measure.json"
-        rows: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
-        for rank in range(worker.size):
-            for name, row in json.loads((out / f"measure-{rank}.part").read_text()).items():
-                rows.setdefault(name, {}).update(row)
-            (out / f"measure-{rank}.part").unlink()
-        for spec in specs:
-            rows[spec.name] |= {"split": spec.split, "category": spec.category}
-        target.write_text(json.dumps(rows, indent=1))
-        for split in ("train", "heldout", "ood"):
-            chosen = [row for row in rows.values() if row["split"] == split]
-            if chosen:
-                means = {c: round(sum(row[c] for row in chosen) / len(chosen), 3) for c in columns}
-                print("measure", split, len(chosen), means, flush=True)
-
-
-def stage_measure(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
-    _fidelity(out, worker, pairs, ("cap", "base", "lora"))
+    columns = {"measure": ("cap", "base", "lora"), "zero": ("zero", "random", "mean", "nearest")}[stage]
+    config = WorldMeasureConfig.parse({"columns": columns} | _overrides(pairs, stage))
+    made_by("library", out / "library" / "manifest.yaml")
+    models = open_transformer(out, worker.device), open_vae(out, worker.device)
+    measure_columns(config, out, worker, WORLD, *models, effect_states(out))
 
 
 def stage_hypernet(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
@@ -209,8 +162,7 @@ def stage_hypernet(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
 
 
 def stage_zero(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
-    names = _overrides(pairs, "zero").get("checkpoints", ["checkpoint"])
-    _fidelity(out, worker, pairs, [f"zero:{name}" if len(names) > 1 else "zero" for name in names])
+    stage_measure(out, worker, pairs, "zero")
 
 
 STAGES = {

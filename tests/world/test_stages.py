@@ -10,6 +10,7 @@ from p2e.errors import ConfigError, InputError
 from p2e.lora.library import Manifest
 from p2e.world import rebuild, states, train_vae
 from p2e.world.effects import EFFECTS
+from p2e.world.fidelity import COLUMNS
 from p2e.world.parallel import Worker, average_gradients, join
 from p2e.world.rebuild import run
 from p2e.world.schedule import Schedule
@@ -22,7 +23,7 @@ SMALL = [
     "vae.steps=2", "vae.batch=1", "vae.pool=2", "vae.measured=1",
     "base.steps=2", "base.batch=1", "base.pool=2",
     "library.clips=1", "library.effects=2", "library.adapt.steps=2", "library.adapt.batch=1",
-    "measure.scenes=1", "measure.effects=2",
+    "measure.scenes=1", "measure.effects=2", "zero.scenes=1", "zero.effects=2",
     "hypernet.steps=2", "hypernet.cuda_graph=false", "hypernet.precision=\"float32\"", "hypernet.sites_per_step=3",
     "hypernet.effects_per_step=2", "hypernet.hypernet.width=32", "hypernet.hypernet.layers=1",
 ]  # fmt: skip
@@ -67,8 +68,8 @@ def test_every_column_is_measured(world: Path):
     rows = json.loads((world / "measure.json").read_text())
     assert set(rows) == {spec.name for spec in EFFECTS[:2]}
     for row in rows.values():
-        assert {"cap", "base", "lora", "zero", "split", "category"} == set(row)
-        assert all(row[column] <= 1 for column in ("cap", "base", "lora", "zero"))
+        assert {"cap", "base", "lora", "zero", "random", "mean", "nearest", "split", "category"} == set(row)
+        assert all(row[column] <= 1 for column in COLUMNS)
 
 
 def test_an_unknown_setting_is_refused(world: Path):

@@ -1,0 +1,104 @@
+"""What a hypernetwork reads of a prompt: the encoder's token states as they are, or one sentence vector of them.
+
+Token states name a wording more sharply than what it describes, and a network that is trained on a handful of
+paraphrases an effect learns the wordings by heart. The sentence vector leaves less to learn by heart: the mean of the
+token states, scaled to length 1 as sentence encoders of this kind were trained to be used, then centred and whitened.
+"effects" whitens by the scatter of paraphrases about the mean of their effect (the within-class scatter of Fisher's
+linear discriminant, with shrinkage) and keeps the directions in which the effects' means differ; "prompts" whitens by
+the principal components of all prompts. Both are fitted once, to the prompts that are trained on, and then fixed.
+
+Shapes: N prompts, F effects, T tokens, D width of the token states.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from p2e.config import TextConfig
+from p2e.errors import InputError
+from p2e.text import TextStates
+
+__all__ = ["TextInput", "sentence_vectors", "whitening"]
+
+RANK_TOLERANCE = 1e-6  # of the largest eigenvalue; below it a direction is rounding
+
+
+def sentence_vectors(text: TextStates) -> Tensor:
+    """Mean of the real tokens of each prompt, scaled to length 1: [N, D] float32."""
+    mask = text.mask[..., None].float()
+    return F.normalize((text.states.float() * mask).sum(1) / mask.sum(1).clamp(min=1), dim=-1)
+
+
+def whitening(vectors: Tensor, effects: Tensor, config: TextConfig) -> tuple[Tensor, Tensor]:
+    """What `config.whiten` names, fitted to the training prompts and computed in float64.
+
+    Args:
+        vectors: sentence vectors of the prompts, [N, D].
+        effects: the effect that each describes, [N], any integers.
+
+    Returns:
+        mean [D] and matrix [D, D], float32: a vector x becomes (x - mean) @ matrix.
+
+    Raises:
+        InputError: one effect, or, to whiten by effects, no effect with two prompts.
+    """
+    x = vectors.double().cpu()
+    mean, eye = x.mean(0), torch.eye(x.shape[1], dtype=torch.float64)
+    names, of = effects.cpu().unique(return_inverse=True)
+    if config.whiten == "none":
+        return torch.zeros_like(mean).float(), eye.float()
+    if len(names) < 2:
+        raise InputError(f"text.whiten: {config.whiten} needs two training effects; set it to none")
+    count = torch.zeros(len(names), dtype=torch.float64).index_add(0, of, torch.ones(len(of), dtype=torch.float64))
+    centres = torch.zeros(len(names), x.shape[1], dtype=torch.float64).index_add(0, of, x) / count[:, None]
+    if config.whiten == "prompts":
+        scatter, kept = (x - mean).mT @ (x - mean) / len(x), x - mean
+    else:
+        if int(count.max()) < 2:
+            raise InputError("text.whiten: effects needs paraphrases; give effects several prompts, or set it to none")
+        within = x - centres[of]
+        scatter, kept = within.mT @ within / len(x), centres - mean
+    scatter = scatter + config.shrink * scatter.diagonal().mean() * eye
+    value, vector = torch.linalg.eigh(scatter)
+    root = (vector * value.clamp(min=1e-12).rsqrt()) @ vector.mT
+    # Directions in which the fitted points do not differ carry nothing but what was never seen in training.
+    spread, direction = torch.linalg.eigh(root @ kept.mT @ kept @ root)
+    direction = direction[:, spread > RANK_TOLERANCE * spread[-1]]
+    return mean.float(), (root @ direction @ direction.mT).float()
+
+
+class TextInput(nn.Module):
+    """Token states of the encoder -> token states [N, T or 1, D] that the network reads, with their mask.
+
+    A fixed map without parameters: it is applied once to the prompts of a run, and to each prompt at inference. For
+    sentences its mean and matrix are buffers, so a checkpoint holds them, in float32 whatever the type of its weights.
+
+    Args:
+        config: its form.
+        width: D.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, config: TextConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        if config.form == "sentence":
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("matrix", torch.eye(width))
+
+    def fit(self, text: TextStates, effects: Tensor) -> None:
+        """Fits the whitening to the training prompts, `text` [N, T, D] with the effect of each, [N]."""
+        if self.config.form == "sentence":
+            mean, matrix = whitening(sentence_vectors(text), effects, self.config)
+            self.mean.copy_(mean)
+            self.matrix.copy_(matrix)
+
+    @torch.no_grad()
+    def forward(self, text: TextStates) -> TextStates:
+        """Sentence vectors come out with a root mean square of 1, as one token each."""
+        if self.config.form == "tokens":
+            return text
+        vectors = (sentence_vectors(text) - self.mean) @ self.matrix
+        return TextStates(F.rms_norm(vectors, vectors.shape[-1:], eps=1e-12)[:, None], text.mask.any(1, keepdim=True))

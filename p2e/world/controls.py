@@ -1,0 +1,46 @@
+"""Controls that a prediction must beat: LoRAs that need no hypernetwork.
+
+The mean of the training LoRAs says what all effects share (mostly: hold still until told otherwise); the LoRA of the
+training effect with the nearest prompt says what looking up would give.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from p2e.lora.compose import blend
+from p2e.lora.lora import Lora
+from p2e.text import TextStates
+
+__all__ = ["mean_lora", "nearest_effects", "sentence_vectors"]
+
+
+def mean_lora(loras: Sequence[Lora], rank: int) -> Lora:
+    """The mean of the updates, cut to `rank` by its singular values."""
+    return blend([(lora, 1 / len(loras)) for lora in loras], rank).lora
+
+
+def sentence_vectors(text: TextStates) -> Tensor:
+    """Mean of each prompt's token states, at unit length: [N, D]. Cosines of MiniLM's compare sentences by meaning."""
+    total = (text.states * text.mask[..., None]).sum(1) / text.mask.sum(1, keepdim=True)
+    return torch.nn.functional.normalize(total, dim=1)
+
+
+def nearest_effects(
+    wanted: TextStates, library: Mapping[str, TextStates], exclude: Sequence[str | None] | None = None
+) -> list[str]:
+    """For each prompt of `wanted`, the effect of `library` that has the nearest prompt.
+
+    Args:
+        library: effect -> its training paraphrases.
+        exclude: for each prompt an effect that may not be chosen, or None.
+    """
+    names = [name for name, text in library.items() for _ in range(len(text.mask))]
+    vectors = torch.cat([sentence_vectors(text) for text in library.values()])
+    similarity = sentence_vectors(wanted) @ vectors.T
+    if exclude is not None:
+        for row, name in enumerate(exclude):
+            if name is not None:
+                similarity[row, [i for i, other in enumerate(names) if other == name]] = -2
+    return [names[i] for i in similarity.argmax(1).tolist()]
