@@ -27,7 +27,7 @@ def train(
     from p2e.config import TrainConfig
 
     settings = TrainConfig.load(config)
-    quiet_libraries()
+    quiet_libraries(diffusers=False)
     from p2e.training.loop import train as run
 
     print(f"wrote {run(settings, progress=on_terminal())}")
@@ -55,7 +55,7 @@ def predict(
     if not math.isfinite(strength):
         raise InputError(f"--strength {strength}: give a finite number such as 0.8")
     check_output(output)
-    quiet_libraries()
+    quiet_libraries(diffusers=False)
     table, weights = open_base(base)
     if weights is None:
         raise InputError(f"--base {base}: no weights, which prediction reads; give the folder that holds them")

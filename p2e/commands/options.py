@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -126,12 +126,20 @@ def check_folder(folder: str | Path, path: str | None = None) -> None:
         )
 
 
-def quiet_libraries() -> None:
-    """Keeps the notices and bars of transformers and diffusers off the screen; their errors still reach it."""
-    from diffusers.utils import logging as of_diffusers
+def quiet_libraries(*, diffusers: bool = True) -> None:
+    """Keeps the notices and bars of transformers and diffusers off the screen; their errors still reach it.
+
+    Args:
+        diffusers: the command uses diffusers; where it does not, seconds of importing it are saved.
+    """
     from transformers.utils import logging as of_transformers
 
-    for log in (of_diffusers, of_transformers):
+    logs: list[Any] = [of_transformers]
+    if diffusers:
+        from diffusers.utils import logging as of_diffusers
+
+        logs.append(of_diffusers)
+    for log in logs:
         log.set_verbosity_error()
         log.disable_progress_bar()
 
