@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from p2e.errors import ConfigError, InputError
 
-__all__ = ["HypernetConfig", "LossConfig", "RenderConfig", "Settings", "TextConfig", "TrainConfig"]
+__all__ = ["AugmentConfig", "HypernetConfig", "LossConfig", "RenderConfig", "Settings", "TextConfig", "TrainConfig"]
 
 
 class Settings(BaseModel):
@@ -61,18 +61,25 @@ class TextConfig(Settings):
     Attributes:
         form: the encoder's "tokens", or one "sentence" vector, their mean.
         whiten: what a sentence vector is centred and whitened by: "none", the scatter of all training "prompts", or the
-            scatter of paraphrases within their "effects", which keeps what tells effects apart.
+            scatter of paraphrases within their "effects", which keeps what tells effects apart; "centre" only centres.
         shrink: added to that scatter, in units of its mean variance.
+        anchors: how many training effects a sentence is drawn to, which is all of them; 0 is off. What is read is then
+            the mean of their centres, weighed by softmax(cosine / temperature).
+        temperature: of that softmax; small ones leave the nearest effect alone.
     """
 
     form: Literal["tokens", "sentence"] = "tokens"
-    whiten: Literal["none", "prompts", "effects"] = "none"
+    whiten: Literal["none", "centre", "prompts", "effects"] = "none"
     shrink: float = Field(default=1.0, gt=0)
+    anchors: int = Field(default=0, ge=0)
+    temperature: float = Field(default=0.1, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.form == "tokens" and self.whiten != "none":
             raise ValueError(f"whiten: {self.whiten} is for sentence vectors; set form: sentence")
+        if self.form == "tokens" and self.anchors:
+            raise ValueError("anchors are for sentence vectors; set form: sentence")
         return self
 
 
@@ -140,6 +147,27 @@ class LossConfig(Settings):
     epsilon: float = Field(default=1e-6, gt=0)
 
 
+class AugmentConfig(Settings):
+    """How training varies the prompts of a step (`p2e.training.augment`); the default is not at all.
+
+    Attributes:
+        noise: standard deviation of Gaussian noise on what the network reads, in units of its root mean square.
+        token_dropout: share of a prompt's tokens that are hidden.
+        mix: share of the effects whose sentence is a random point between two of their paraphrases.
+        blend: share of the effects that are blended with another of the step: their sentence and their update are
+            lerped by the same random amount up to a half, and the loss is that of the update alone.
+    """
+
+    noise: float = Field(default=0.0, ge=0)
+    token_dropout: float = Field(default=0.0, ge=0, lt=1)
+    mix: float = Field(default=0.0, ge=0, le=1)
+    blend: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def active(self) -> bool:
+        return bool(self.noise or self.token_dropout or self.mix or self.blend)
+
+
 class TrainConfig(Settings):
     """A training run of the hypernetwork.
 
@@ -147,6 +175,7 @@ class TrainConfig(Settings):
         library: folder of the prepared library.
         base: a base model's folder, or "world".
         output: the run's folder: checkpoint, optimizer state, logs. Running again with the same folder resumes.
+        augment: how the prompts are varied.
         steps: optimizer steps of the whole run.
         sites_per_step: sites a step, shared out over the shapes of the base; at least one of each shape.
         effects_per_step: effects a step; every site of the step is paired with every effect of the step.
@@ -170,6 +199,7 @@ class TrainConfig(Settings):
     output: str
     hypernet: HypernetConfig = HypernetConfig()
     loss: LossConfig = LossConfig()
+    augment: AugmentConfig = AugmentConfig()
     steps: int = Field(default=20_000, ge=1)
     sites_per_step: int = Field(default=20, ge=1)
     effects_per_step: int = Field(default=24, ge=1)
@@ -197,6 +227,11 @@ class TrainConfig(Settings):
     def _check(self) -> Self:
         if self.cuda_graph and self.hypernet.ensemble:
             raise ValueError("an ensemble routes on the host, which a CUDA graph cannot hold; set cuda_graph: false")
+        sentence = self.hypernet.text.form == "sentence"
+        if not sentence and (self.augment.mix or self.augment.blend):
+            raise ValueError("augment.mix and augment.blend are of sentence vectors; set hypernet.text.form: sentence")
+        if sentence and self.augment.token_dropout:
+            raise ValueError("a sentence is one token, which cannot be dropped; set augment.token_dropout: 0")
         return self
 
 

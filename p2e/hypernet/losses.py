@@ -11,7 +11,16 @@ from torch import Tensor
 
 from p2e.config import LossConfig
 
-__all__ = ["Errors", "Losses", "combine", "factor_error", "site_errors", "update_inner", "update_norms"]
+__all__ = [
+    "Errors",
+    "Losses",
+    "blended_errors",
+    "combine",
+    "factor_error",
+    "site_errors",
+    "update_inner",
+    "update_norms",
+]
 
 
 class Errors(NamedTuple):
@@ -58,10 +67,45 @@ def site_errors(a_hat: Tensor, b_hat: Tensor, a: Tensor, b: Tensor, epsilon: flo
     """Errors of every (site, effect), in float32 at least; the inputs of reduced precision are widened first."""
     a_hat, b_hat = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a_hat, b_hat))
     factor = (factor_error(a_hat, a, epsilon) + factor_error(b_hat, b, epsilon)) / 2
-    error, predicted, target = update_norms(a_hat, b_hat, a, b)
     # The mean square of an entry of BA, at typical factors of mean square 1, is the rank.
     floor = epsilon * a.shape[-1] * b.shape[-2] * a.shape[-2]
-    return Errors(factor, error / (target + floor), (predicted / (target + floor)).clamp(min=1e-12).sqrt())
+    return Errors(factor, *update_errors(a_hat, b_hat, a, b, floor))
+
+
+def update_errors(a_hat: Tensor, b_hat: Tensor, a: Tensor, b: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Relative squared error of the update, and the ratio of its norm to the target's, each [S, E]."""
+    error, predicted, target = update_norms(a_hat, b_hat, a, b)
+    return error / (target + floor), (predicted / (target + floor)).clamp(min=1e-12).sqrt()
+
+
+def blended_errors(
+    errors: Errors, a_hat: Tensor, b_hat: Tensor, a: Tensor, b: Tensor, weight: Tensor, share: Tensor, epsilon: float
+) -> tuple[Errors, Tensor]:
+    """Errors where each effect's target is (1 - share) of its own update and `share` of the next effect's.
+
+    A blend has no factors to regress, as its canonical ones would need an SVD a step: the error of its update, whose
+    target is the two side by side at rank 2 r, takes their place.
+
+    Args:
+        errors: of the effects on their own, which those with share 0 keep.
+        weight: [S, E]; a blend counts where both LoRAs cover the site.
+        share: [E], 0 to 1.
+
+    Returns:
+        errors and weights, each [S, E].
+    """
+    part = share[:, None, None]
+    a_both = torch.cat([a, a.roll(-1, 1)], dim=2)
+    b_both = torch.cat([b * (1 - part), b.roll(-1, 1) * part], dim=3)
+    a_hat, b_hat = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a_hat, b_hat))
+    mixed = update_errors(a_hat, b_hat, a_both, b_both, epsilon * a.shape[-1] * b.shape[-2] * a.shape[-2])
+    blended = share > 0
+    kept = Errors(
+        torch.where(blended, mixed[0], errors.factor),
+        torch.where(blended, mixed[0], errors.update),
+        torch.where(blended, mixed[1], errors.norm_ratio),
+    )
+    return kept, torch.where(blended, torch.minimum(weight, weight.roll(-1, 1)), weight)
 
 
 def combine(errors: list[Errors], weights: list[Tensor], config: LossConfig) -> Losses:

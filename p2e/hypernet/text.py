@@ -5,7 +5,10 @@ paraphrases an effect learns the wordings by heart. The sentence vector leaves l
 token states, scaled to length 1 as sentence encoders of this kind were trained to be used, then centred and whitened.
 "effects" whitens by the scatter of paraphrases about the mean of their effect (the within-class scatter of Fisher's
 linear discriminant, with shrinkage) and keeps the directions in which the effects' means differ; "prompts" whitens by
-the principal components of all prompts. Both are fitted once, to the prompts that are trained on, and then fixed.
+the principal components of all prompts. With anchors, the vector is then replaced by the mean of the training effects'
+centres, weighed by a softmax of its cosine to each: a new wording of a known effect lands where the old ones lie, and
+a new effect between those that it resembles. All of this is fitted once, to the prompts that are trained on, and then
+fixed.
 
 Shapes: N prompts, F effects, T tokens, D width of the token states.
 """
@@ -15,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p2e.config import TextConfig
-from p2e.errors import InputError
+from p2e.errors import ConfigError, InputError
 from p2e.text import TextStates
 
 __all__ = ["TextInput", "sentence_vectors", "whitening"]
@@ -45,8 +48,8 @@ def whitening(vectors: Tensor, effects: Tensor, config: TextConfig) -> tuple[Ten
     x = vectors.double().cpu()
     mean, eye = x.mean(0), torch.eye(x.shape[1], dtype=torch.float64)
     names, of = effects.cpu().unique(return_inverse=True)
-    if config.whiten == "none":
-        return torch.zeros_like(mean).float(), eye.float()
+    if config.whiten in ("none", "centre"):
+        return (mean if config.whiten == "centre" else torch.zeros_like(mean)).float(), eye.float()
     if len(names) < 2:
         raise InputError(f"text.whiten: {config.whiten} needs two training effects; set it to none")
     count = torch.zeros(len(names), dtype=torch.float64).index_add(0, of, torch.ones(len(of), dtype=torch.float64))
@@ -80,6 +83,7 @@ class TextInput(nn.Module):
 
     mean: Tensor
     matrix: Tensor
+    centres: Tensor
 
     def __init__(self, config: TextConfig, width: int) -> None:
         super().__init__()
@@ -87,18 +91,38 @@ class TextInput(nn.Module):
         if config.form == "sentence":
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("matrix", torch.eye(width))
+        if config.anchors:
+            self.register_buffer("centres", torch.zeros(config.anchors, width))
 
     def fit(self, text: TextStates, effects: Tensor) -> None:
-        """Fits the whitening to the training prompts, `text` [N, T, D] with the effect of each, [N]."""
-        if self.config.form == "sentence":
-            mean, matrix = whitening(sentence_vectors(text), effects, self.config)
-            self.mean.copy_(mean)
-            self.matrix.copy_(matrix)
+        """Fits the map to the training prompts, `text` [N, T, D] with the effect of each, [N].
+
+        Raises:
+            ConfigError: `anchors` is not the number of effects.
+            InputError: too few prompts or effects for the whitening.
+        """
+        if self.config.form == "tokens":
+            return
+        mean, matrix = whitening(sentence_vectors(text), effects, self.config)
+        self.mean.copy_(mean)
+        self.matrix.copy_(matrix)
+        if self.config.anchors:
+            names, of = effects.unique(return_inverse=True)
+            if len(names) != self.config.anchors:
+                raise ConfigError(f"the library has {len(names)} training effects; set hypernet.text.anchors: {len(names)}")
+            sums = torch.zeros_like(self.centres, device="cpu").index_add(0, of.cpu(), self._vectors(text).cpu())
+            self.centres.copy_(F.normalize(sums, dim=-1))
 
     @torch.no_grad()
     def forward(self, text: TextStates) -> TextStates:
         """Sentence vectors come out with a root mean square of 1, as one token each."""
         if self.config.form == "tokens":
             return text
-        vectors = (sentence_vectors(text) - self.mean) @ self.matrix
+        vectors = self._vectors(text)
+        if self.config.anchors:
+            vectors = torch.softmax(vectors @ self.centres.mT / self.config.temperature, dim=-1) @ self.centres
         return TextStates(F.rms_norm(vectors, vectors.shape[-1:], eps=1e-12)[:, None], text.mask.any(1, keepdim=True))
+
+    def _vectors(self, text: TextStates) -> Tensor:
+        """Centred and whitened sentence vectors of length 1, [N, D]."""
+        return F.normalize((sentence_vectors(text) - self.mean) @ self.matrix, dim=-1)

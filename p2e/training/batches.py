@@ -50,6 +50,7 @@ class Sampler:
         prompts: for each of `effects`, the first row of its prompts in the table of token states, and their number.
         effects_per_step: E; at most the number of effects.
         seed: of all orders.
+        augment: rows also name, for each effect, another of its prompts and a key for random numbers.
         rank, world: this process and their number; each process of a step draws its own sites and effects.
     """
 
@@ -59,13 +60,14 @@ class Sampler:
     prompts: tuple[tuple[int, int], ...]
     effects_per_step: int
     seed: int = 0
+    augment: bool = False
     rank: int = 0
     world: int = 1
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Lengths of the parts of a row: sites of each shape, effects, prompts."""
-        return (*self.draws, self.effects_per_step, self.effects_per_step)
+        """Lengths of the parts of a row: sites of each shape, effects, prompts; if `augment`, other prompts, keys."""
+        return (*self.draws, *[self.effects_per_step] * (4 if self.augment else 2))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -74,7 +76,8 @@ class Sampler:
         return max(math.ceil(size / draw) for size, draw in pairs)
 
     def row(self, step: int) -> list[int]:
-        """Indices of a step: sites of each shape (within their group), then effects, then one prompt of each."""
+        """Indices of a step: sites of each shape (within their group), then effects, then one prompt of each, and
+        what `augment` adds."""
         index = step * self.world + self.rank
         row: list[int] = []
         for group, (size, draw) in enumerate(zip(self.sizes, self.draws, strict=True)):
@@ -82,7 +85,12 @@ class Sampler:
         chosen = self._draw(len(self.effects), self.effects_per_step, index, "effects")
         row += [self.effects[i] for i in chosen]
         pick = random.Random(f"{self.seed} prompts {index}")
-        return row + [self.prompts[i][0] + pick.randrange(self.prompts[i][1]) for i in chosen]
+        row += [self.prompts[i][0] + pick.randrange(self.prompts[i][1]) for i in chosen]
+        if self.augment:
+            pick = random.Random(f"{self.seed} augment {index}")
+            row += [self.prompts[i][0] + pick.randrange(self.prompts[i][1]) for i in chosen]
+            row += [pick.getrandbits(63) for _ in chosen]
+        return row
 
     def _draw(self, size: int, draw: int, index: int, stream: str) -> list[int]:
         epoch, turn = divmod(index, math.ceil(size / draw))

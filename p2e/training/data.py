@@ -6,25 +6,28 @@ Shapes: S sites of one shape a step, E effects a step, N sites and F effects in 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from p2e.bases import WeightReader
 from p2e.bases.base import Base, Site
+from p2e.config import AugmentConfig
 from p2e.errors import InputError
 from p2e.hypernet.model import Sites, Weights
 from p2e.hypernet.variants import Predictor
 from p2e.lora.prepared import PreparedLibrary
 from p2e.text import TextEncoder, TextStates
+from p2e.training.augment import Augmented, augmented
 
 __all__ = ["Batch", "Group", "ResidentSource", "Source", "StreamedSource", "open_source"]
 
 
 class Batch(NamedTuple):
     """One step's input, a list entry a shape: sites, targets A* [S, E, r, d_in] and B* [S, E, d_out, r] in units of
-    the site's scale, weight [S, E] (0 where not covered); token states [E, T, D] and mask [E, T] of all."""
+    the site's scale, weight [S, E] (0 where not covered); token states [E, T, D] and mask [E, T] of all; share [E] of
+    the next effect in each effect's target, if any are blended."""
 
     sites: list[Sites]
     a: list[Tensor]
@@ -32,6 +35,7 @@ class Batch(NamedTuple):
     weight: list[Tensor]
     text: Tensor
     text_mask: Tensor
+    share: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -83,21 +87,24 @@ class Source:
         device: where batches go.
         dtype: type in which W0 is kept; targets are float32.
         across_sites: the model's sites attend to each other.
+        augment: how prompts are varied; its default expects rows without what augmentation needs.
 
     Raises:
-        InputError: the library is of another base, or has no effect to train on, or covers no site.
+        InputError: the library is of another base, or has no effect to train on, or covers no site, or the model's
+            text cannot be fitted to its prompts.
     """
 
     def __init__(
         self, base: Base, weights: WeightReader, library: PreparedLibrary, encoder: TextEncoder, model: Predictor,
         *, device: torch.device, dtype: torch.dtype, across_sites: bool = False,
+        augment: AugmentConfig = AugmentConfig(),  # noqa: B008  frozen
     ) -> None:  # fmt: skip
         if library.base_name != base.name:
             raise InputError(
                 f"the library was prepared for {library.base_name}, not {base.name}; give the base it fits"
             )
         self.base, self.weights, self.library, self.model = base, weights, library, model
-        self.device, self.dtype, self.across_sites = device, dtype, across_sites
+        self.device, self.dtype, self.across_sites, self.augment = device, dtype, across_sites, augment
         self.splits = [effect.split for effect in library.effects]
         self.train = [i for i, split in enumerate(self.splits) if split == "train"]
         if not self.train:
@@ -112,8 +119,15 @@ class Source:
         prompts = [prompt for effect in library.effects for prompt in effect.prompts]
         counts = [len(effect.prompts) for effect in library.effects]
         self.prompts = [(sum(counts[:i]), count) for i, count in enumerate(counts)]
-        states: TextStates = encoder.encode(prompts)
-        self.text, self.text_mask = states.states.to(device), states.mask.to(device)
+        text = self._text(encoder.encode(prompts).to(device))
+        self.text, self.text_mask = text.states, text.mask
+
+    def _text(self, states: TextStates) -> TextStates:
+        """What the model reads of all prompts, once its map is fitted to those of the training effects."""
+        of = torch.tensor([i for i, (_, count) in enumerate(self.prompts) for _ in range(count)])
+        trained = torch.isin(of, torch.tensor(self.train))
+        self.model.text_input.fit(states[trained.to(self.device)], of[trained])
+        return self.model.text_input(states)
 
     def _scales(self) -> dict[str, tuple[float, float]]:
         """(scale of A, of B) of the sites that some training effect covers; the others cannot be trained."""
@@ -160,13 +174,16 @@ class Source:
 
     def batch(self, row: Tensor, widths: Sequence[int]) -> Batch:
         """The batch of a sampler's row."""
-        *sites, effects, prompts = row.split(list(widths))
+        *sites, effects, prompts = row.split(list(widths))[: len(self.groups) + 2]
         chosen = [self.targets(group, index, effects) for group, index in enumerate(sites)]
         prompts = prompts.to(self.device)
+        text = Augmented(self.text[prompts], self.text_mask[prompts], None)
+        if self.augment.active:
+            other, key = row.to(self.device).split(list(widths))[-2:]
+            text = augmented(text.text, text.mask, self.text[other], key, self.augment)
         return Batch(
-            [c.sites for c in chosen], [c.a for c in chosen], [c.b for c in chosen], [c.weight for c in chosen],
-            self.text[prompts], self.text_mask[prompts],
-        )  # fmt: skip
+            [c.sites for c in chosen], [c.a for c in chosen], [c.b for c in chosen], [c.weight for c in chosen], *text
+        )
 
     def batches(self, rows: Tensor, widths: Sequence[int]) -> Iterator[Batch]:
         """The batches of several rows, in order."""
@@ -210,11 +227,12 @@ class ResidentSource(Source):
 
 def open_source(
     base: Base, weights: WeightReader, library: PreparedLibrary, encoder: TextEncoder, model: Predictor,
-    *, device: torch.device, dtype: torch.dtype, resident_bytes: float, across_sites: bool = False,
+    *, device: torch.device, dtype: torch.dtype, resident_bytes: float, **options: Any,
 ) -> Source:  # fmt: skip
-    """A resident source where W0 and targets take at most `resident_bytes`, else a streamed one."""
+    """A resident source where W0 and targets take at most `resident_bytes`, else a streamed one; `options` as for
+    `Source`."""
     sites = [base.by_key[key] for key in library.keys if key in base.by_key]
     factors = 4 * library.rank * len(library.effects)
     needed = sum(s.d_out * s.d_in * dtype.itemsize + factors * (s.d_out + s.d_in) for s in sites)
     kind = ResidentSource if needed <= resident_bytes else StreamedSource
-    return kind(base, weights, library, encoder, model, device=device, dtype=dtype, across_sites=across_sites)
+    return kind(base, weights, library, encoder, model, device=device, dtype=dtype, **options)

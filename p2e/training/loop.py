@@ -82,16 +82,19 @@ class Trainer:
             torch.manual_seed(config.seed)
             self.model: nn.Module = build_hypernet(config.hypernet, base)
         self.model.to(self.device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else None
         self.source = open_source(
             base, weights, library, encoder, cast(Predictor, self.model), device=self.device, dtype=self.dtype,
             resident_bytes=config.resident_gb * 1e9, across_sites=config.hypernet.across_sites,
+            augment=config.augment,
         )  # fmt: skip
+        # After the source, which fits the map of the text.
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else None
         sizes = tuple(len(group.sites) for group in self.source.groups)
         self.sampler = Sampler(
             sizes=sizes, draws=share_sites(sizes, config.sites_per_step), effects=tuple(self.source.train),
             prompts=tuple(self.source.prompts[i] for i in self.source.train),
             effects_per_step=min(config.effects_per_step, len(self.source.train)), seed=config.seed,
+            augment=config.augment.active,
         )  # fmt: skip
         self.optimizer = make_optimizer(self.model, config)
         self.hashes = {"base_hash": weights.hash, "library_hash": library.hash}

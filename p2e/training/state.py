@@ -85,6 +85,8 @@ def restored(value: Tensor, key: str, parameter: Tensor, optimizer: torch.optim.
 
 
 def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    # Settings that came after the old run was saved stood at their defaults then.
+    old = {**old, "config": TrainConfig.parse(old["config"], str(path)).model_dump(mode="json")}
     changed = [key for key in new if key != "config" and old.get(key) != new[key]]
     changed += [key for key, value in new["config"].items() if key not in FREE and old["config"].get(key) != value]
     if changed:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from p2e.config import LossConfig, TrainConfig
-from p2e.hypernet.losses import Losses, combine, site_errors
+from p2e.hypernet.losses import Losses, blended_errors, combine, site_errors
 from p2e.training.batches import Sampler
 from p2e.training.data import Batch, Source
 
@@ -34,11 +34,14 @@ class Objective(nn.Module):
         # No cache of casted parameters: a CUDA graph must hold the casts.
         with torch.autocast(batch.text.device.type, self.dtype, self.dtype != torch.float32, cache_enabled=False):
             predicted = self.model.predict_sites(batch.sites, batch.text, batch.text_mask)  # pyright: ignore[reportCallIssue]
-        errors = [
-            site_errors(a_hat, b_hat, a, b, self.loss.epsilon)
-            for (a_hat, b_hat), a, b in zip(predicted, batch.a, batch.b, strict=True)
-        ]
-        return combine(errors, batch.weight, self.loss)
+        errors, weights = [], []
+        for (a_hat, b_hat), a, b, weight in zip(predicted, batch.a, batch.b, batch.weight, strict=True):
+            found = site_errors(a_hat, b_hat, a, b, self.loss.epsilon)
+            if batch.share is not None:
+                found, weight = blended_errors(found, a_hat, b_hat, a, b, weight, batch.share, self.loss.epsilon)
+            errors.append(found)
+            weights.append(weight)
+        return combine(errors, weights, self.loss)
 
 
 def rate(config: TrainConfig, step: int) -> float:
