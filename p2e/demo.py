@@ -1,10 +1,13 @@
 """`p2e demo`: the whole way on a laptop, on the embedded world, within five minutes on two cores.
 
-Checks the shipped library, trains a small hypernetwork for a minute to see its loss fall, predicts a LoRA with the
-shipped one for an effect that it never saw, loads the file into plain diffusers, and compares with the true effect.
+Checks the shipped library, trains a small hypernetwork for a minute to see its loss fall, predicts LoRAs with the
+shipped one, for an effect that it never saw and for one that it did, loads the files into plain diffusers, and compares
+with the true effects.
 """
 
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +29,17 @@ from p2e.predict import predict_to_file
 from p2e.render.video import Clip, contact_sheet, side_by_side, write_mp4
 from p2e.text import encoder_for
 from p2e.training.loop import Trainer
-from p2e.world.effects import EFFECTS, EffectSpec, sample_params
+from p2e.world.draw import draw_clips
+from p2e.world.effects import EFFECTS, EffectSpec, effect_index, sample_params
 from p2e.world.oracle import fidelity
+from p2e.world.scenes import evaluation_scenes
+from p2e.world.sprites import load_atlas
 
 __all__ = ["DEMO_EFFECT", "demo"]
 
 DEMO_EFFECT = "blue_mood"
-SCENES = (1, 4, 8)
+KNOWN_EFFECT = "red_mood"
+SCENES = (4, 8)
 TRAIN_SECONDS = 60.0
 RANK = 4
 
@@ -50,9 +57,22 @@ class Report:
         Console().print(f"[{time.perf_counter() - self.started:5.0f} s] {text}{took}", markup=False, highlight=False)
 
 
+@dataclass(frozen=True)
+class Case:
+    """An effect with the prompt that it is asked for by, and the file that the prediction goes to."""
+
+    spec: EffectSpec
+    prompt: str
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.spec.name} ({'seen in training' if self.spec.split == 'train' else 'never seen'})"
+
+
 def demo(folder: str | Path = "demo", *, effect: str = DEMO_EFFECT, train_seconds: float = TRAIN_SECONDS,
-         scenes: tuple[int, ...] = SCENES) -> dict[str, float]:  # fmt: skip
-    """Runs the demo and writes effect.safetensors, video.mp4, sheet.png and report.md into `folder`.
+         scenes: tuple[int, ...] = SCENES) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Runs the demo and writes effect.safetensors, known.safetensors, video.mp4, sheet.png and report.md into `folder`.
 
     Args:
         effect: a held-out or out-of-distribution effect of the world.
@@ -60,11 +80,14 @@ def demo(folder: str | Path = "demo", *, effect: str = DEMO_EFFECT, train_second
         scenes: which of the evaluation scenes are rendered.
 
     Returns:
-        Mean fidelity of "base", "predicted" and, where the library has one, "trained" LoRA over the scenes.
+        Effect -> mean fidelity over the scenes of "base", "predicted" and, where the library has one, "trained".
     """
-    spec = _unseen_effect(effect)
     out, report = Path(folder), Report()
-    out.mkdir(parents=True, exist_ok=True)
+    unseen, known = _unseen_effect(effect), EFFECTS[effect_index(KNOWN_EFFECT)]
+    cases = (
+        Case(unseen, unseen.prompts[0], out / "effect.safetensors"),
+        Case(known, known.prompts[0], out / "known.safetensors"),
+    )
     world = world_base_folder().parent
     base, weights = open_base("world")
     if weights is None:
@@ -73,25 +96,24 @@ def demo(folder: str | Path = "demo", *, effect: str = DEMO_EFFECT, train_second
 
     since = time.perf_counter()
     checked = check_library(manifest, base)
-    report.add(f"checked the shipped library: {len(checked.entries)} LoRAs, "
-               f"{'no problems' if checked.ok else 'PROBLEMS'}", since)  # fmt: skip
+    problems = "no problems" if checked.ok else "with problems: see p2e library check"
+    report.add(f"checked the shipped library: {len(checked.entries)} LoRAs, {problems}", since)
 
-    since = time.perf_counter()
-    library = prepare_library(manifest, out / "prepared", base=base, rank=RANK)
-    report.add(f"canonical factors of {len(library.effects)} LoRAs at {len(library.keys)} sites", since)
-    _train(base, weights, library, out / "training", train_seconds, report)
+    with tempfile.TemporaryDirectory() as temporary:
+        since = time.perf_counter()
+        library = prepare_library(manifest, Path(temporary) / "prepared", base=base, rank=RANK)
+        report.add(f"canonical factors of {len(library.effects)} LoRAs at {len(library.keys)} sites", since)
+        _train(base, weights, library, Path(temporary) / "training", train_seconds, report)
 
-    since = time.perf_counter()
-    checkpoint = load_checkpoint(world / "checkpoint", "cpu")
-    encoder = encoder_for(base)
-    prompt = spec.prompts[-1]
-    path = out / "effect.safetensors"
-    predict_to_file(checkpoint, weights, prompt, encoder, path)
-    report.add(f'predicted a LoRA for "{prompt}": {path.stat().st_size / 1e3:.0f} kB', since)
-    scores = _render(spec, prompt, path, world, scenes, out, report)
+    checkpoint, encoder = load_checkpoint(world / "checkpoint", "cpu"), encoder_for(base)
+    for case in cases:
+        since = time.perf_counter()
+        predict_to_file(checkpoint, weights, case.prompt, encoder, case.path)
+        size = case.path.stat().st_size / 1e3
+        report.add(f'predicted {case.path.name} ({size:.0f} kB) from "{case.prompt}"', since)
+    scores = _render(cases, world, scenes, out, report)
     report.add(f"everything took {time.perf_counter() - report.started:.0f} s on {torch.get_num_threads()} threads")
-    title = f"# p2e demo\n\nEffect: {spec.name} ({spec.split}), not in the hypernetwork's training set.\n\n"
-    write_text(out / "report.md", title + "\n".join(report.lines) + "\n")
+    write_text(out / "report.md", "# p2e demo\n\n" + "\n".join(report.lines) + "\n")
     return scores
 
 
@@ -129,40 +151,37 @@ def _train(
     )
 
 
-def _render(spec: EffectSpec, prompt: str, path: Path, world: Path, scenes: tuple[int, ...], out: Path,
-            report: Report) -> dict[str, float]:  # fmt: skip
-    """Base, prediction and truth side by side, in plain diffusers, and their fidelity."""
-    from p2e.world.draw import draw_clips
-    from p2e.world.scenes import evaluation_scenes
-    from p2e.world.sprites import load_atlas
-
+def _render(cases: Sequence[Case], world: Path, scenes: tuple[int, ...], out: Path,
+            report: Report) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Base, prediction, trained LoRA and truth side by side, in plain diffusers, and their fidelity."""
     chosen = evaluation_scenes().select(torch.tensor(scenes))
-    truth = draw_clips(chosen, sample_params(spec, len(scenes), None, variation=0), load_atlas("cpu"))
-    clips: dict[str, list[NDArray[np.uint8]]] = {}
-    given: dict[str, Path | None] = {"base": None, "predicted": path}
-    trained = world / "library" / "loras" / f"{spec.name}.safetensors"
-    if trained.exists():
-        given["trained"] = trained
-    since = time.perf_counter()
-    for name, file in given.items():
-        clips[name] = render_plain(file, prompt, truth[:, 0], world)
-    count = sum(map(len, clips.values()))
-    report.add(f"rendered {count} clips in plain diffusers, {(time.perf_counter() - since) / count:.1f} s each", since)
-    scores = {}
-    for name, frames in clips.items():
-        video = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3)
-        scores[name] = fidelity(video, truth, truth[:, 0]).mean().item()
-        report.add(f"fidelity of {name}: {scores[name]:.3f} (1 is the truth, 0 a still picture)")
-    true = [Clip(clip.permute(0, 2, 3, 1).contiguous().numpy()) for clip in truth]
-    rows, columns = [], []
-    for i, scene in enumerate(scenes):
-        shown = {name: Clip(frames[i]) for name, frames in clips.items()} | {"truth": true[i]}
-        rows += [(f"{name} {scene}", clip) for name, clip in shown.items()]
-        columns.append(side_by_side([c.enlarged(2) for c in shown.values()], list(shown)))
+    atlas, rows, columns, scores = load_atlas("cpu"), [], [], {}
+    for case in cases:
+        truth = draw_clips(chosen, sample_params(case.spec, len(scenes), None, variation=0), atlas)
+        given: dict[str, Path | None] = {"base": None, "predicted": case.path}
+        trained = world / "library" / "loras" / f"{case.spec.name}.safetensors"
+        if trained.exists():
+            given["trained"] = trained
+        since = time.perf_counter()
+        clips = {name: render_plain(file, case.prompt, truth[:, 0], world) for name, file in given.items()}
+        count = sum(map(len, clips.values()))
+        each = (time.perf_counter() - since) / count
+        report.add(f"{case.name}: rendered {count} clips in plain diffusers, {each:.1f} s each", since)
+        scores[case.spec.name] = {}
+        for name, frames in clips.items():
+            video = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3)
+            scores[case.spec.name][name] = fidelity(video, truth, truth[:, 0]).mean().item()
+        means = ", ".join(f"{name} {score:.3f}" for name, score in scores[case.spec.name].items())
+        report.add(f"{case.name}: fidelity {means} (1 is the truth, 0 a still picture)")
+        for i in range(len(scenes)):
+            true = Clip(truth[i].permute(0, 2, 3, 1).contiguous().numpy())
+            shown = {name: Clip(frames[i]) for name, frames in clips.items()} | {"truth": true}
+            rows += [(f"{case.spec.name}: {name}", clip) for name, clip in shown.items()]
+            columns.append(side_by_side([clip.enlarged(2) for clip in shown.values()], list(shown)))
     with atomic_path(out / "sheet.png") as temporary:
         contact_sheet(rows, columns=6).save(temporary, format="PNG")
     write_mp4(out / "video.mp4", Clip(np.concatenate([c.frames for c in columns]), columns[0].fps))
-    report.add(f"wrote {out}/effect.safetensors, video.mp4, sheet.png, report.md")
+    report.add(f"wrote {out}: the two LoRAs, video.mp4, sheet.png, report.md")
     return scores
 
 
