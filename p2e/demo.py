@@ -137,14 +137,7 @@ def _train(
         warmup_fraction=2e-5, tensorboard=False, log_every=10,
     )  # fmt: skip
     trainer = Trainer(config, base, weights, library, encoder_for(base))
-    stop = 20
-    while True:
-        trainer.run(until=stop, progress=False)
-        spent = time.perf_counter() - since
-        more = int(trainer.step / spent * min(20.0, seconds - spent))
-        if more < 10:
-            break
-        stop += more // 10 * 10
+    trainer.run(seconds=seconds)
     first, last = trainer.history[0], trainer.history[-1]
     report.add(
         f"trained a small hypernetwork for {trainer.step} steps: loss {first['loss']:.3f} -> {last['loss']:.3f}", since

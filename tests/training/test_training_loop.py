@@ -233,3 +233,10 @@ def test_train_reads_base_library_and_encoder_by_name(
     }  # fmt: skip
     assert load_checkpoint(folder, base=tiny.base).settings["training"]["steps"] == 3
     assert "step 3/3" in capsys.readouterr().out
+
+
+def test_a_run_in_seconds_ends_at_the_next_log_and_resumes(tiny: TinyRun) -> None:
+    trainer = tiny.trainer("seconds", steps=40, log_every=4)
+    trainer.run(seconds=0.0)
+    assert trainer.step == 4
+    assert tiny.trainer("seconds", steps=40, log_every=4).step == 4
