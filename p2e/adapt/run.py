@@ -92,6 +92,8 @@ def adapt(
     base, reader = open_base(str(base_folder))
     if reader is None:
         raise InputError(f"{base_folder} is a name without weights; give the folder of its diffusers pipeline")
+    if base.family != "wan" or len(base.experts) > 1:
+        raise InputError(f"{base_folder}: {base.name} cannot be fine-tuned here; use a Wan base of one transformer")
     examples = list_clips(clips)
     start = None
     if init is not None:

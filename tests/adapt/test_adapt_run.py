@@ -67,3 +67,11 @@ def test_a_name_without_weights_is_refused(clips: Path, tmp_path: Path):
     with pytest.raises(InputError, match="give the folder"):
         adapt(clips, "wan2.1-i2v-14b", tmp_path / "x.safetensors", CONFIG, size=SIZE)
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_base_of_two_transformers_is_refused(clips: Path, tmp_path: Path):
+    pipe = tiny_pipeline()
+    for name in ("transformer", "transformer_2"):
+        pipe.transformer.save_pretrained(tmp_path / "two" / name)
+    with pytest.raises(InputError, match="one transformer"):
+        adapt(clips, tmp_path / "two", tmp_path / "x.safetensors", CONFIG, size=SIZE)
