@@ -237,6 +237,10 @@ def main() -> None:
     print("\ncontrols at all sites")
     every = gram([problem.whole.site(key) for key in problem.whole.keys])
     print_table({name: [row] for name, row in controls(problem, every).items()})
+    unit = every.diagonal().rsqrt()
+    cosine = (every * unit * unit[:, None])[problem.train][:, problem.train]
+    count = len(cosine)
+    print(f"\nmean cosine of two training LoRAs: {float((cosine.sum() - count) / (count * count - count)):.3f}")
 
 
 if __name__ == "__main__":

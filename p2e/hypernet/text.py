@@ -108,8 +108,8 @@ class TextInput(nn.Module):
         self.matrix.copy_(matrix)
         if self.config.anchors:
             names, of = effects.unique(return_inverse=True)
-            if len(names) != self.config.anchors:
-                raise ConfigError(f"the library has {len(names)} training effects; set hypernet.text.anchors: {len(names)}")
+            if (count := len(names)) != self.config.anchors:
+                raise ConfigError(f"the library has {count} training effects; set hypernet.text.anchors: {count}")
             sums = torch.zeros_like(self.centres, device="cpu").index_add(0, of.cpu(), self._vectors(text).cpu())
             self.centres.copy_(F.normalize(sums, dim=-1))
 
