@@ -133,11 +133,11 @@ def _train(
     network = HypernetConfig(width=64, layers=2, heads=4, latents=16, rank=RANK)
     config = TrainConfig(
         library="prepared", output=str(out), hypernet=network,
-        loss=LossConfig(update=0.5), steps=1_000_000, sites_per_step=8, effects_per_step=16, learning_rate=2e-3,
-        warmup_fraction=2e-5, tensorboard=False, log_every=10,
+        loss=LossConfig(update=0.5), steps=10_000, sites_per_step=8, effects_per_step=16, learning_rate=2e-3,
+        warmup_fraction=2e-3, tensorboard=False, log_every=25,
     )  # fmt: skip
     trainer = Trainer(config, base, weights, library, encoder_for(base))
-    trainer.run(seconds=seconds)
+    trainer.run(seconds=seconds, progress=True)
     first, last = trainer.history[0], trainer.history[-1]
     report.add(
         f"trained a small hypernetwork for {trainer.step} steps: loss {first['loss']:.3f} -> {last['loss']:.3f}", since
