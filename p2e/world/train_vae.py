@@ -1,4 +1,4 @@
-"""Stage 1 of the world: the autoencoder, trained on generic clips. `torchrun -m p2e.world.train_vae` on several GPUs.
+"""Stage 1 of the world: the autoencoder, trained on generic clips; `torchrun -m p2e.world.rebuild vae` on several GPUs.
 
 Loss of a clip: root mean squared error plus half the mean absolute error plus a small Kullback-Leibler term. The root
 weighs clips alike in decibels, which is how the reconstruction is judged.
