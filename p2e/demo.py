@@ -27,7 +27,7 @@ from p2e.lora.library import Manifest, check_library, prepare_library
 from p2e.lora.prepared import PreparedLibrary
 from p2e.predict import predict_to_file
 from p2e.render.video import Clip, contact_sheet, side_by_side, write_mp4
-from p2e.text import encoder_for
+from p2e.text import TextEncoder, encoder_for
 from p2e.training.loop import Trainer
 from p2e.world.draw import draw_clips
 from p2e.world.effects import EFFECTS, EffectSpec, effect_index, sample_params
@@ -111,7 +111,7 @@ def demo(folder: str | Path = "demo", *, effect: str = DEMO_EFFECT, train_second
         predict_to_file(checkpoint, weights, case.prompt, encoder, case.path)
         size = case.path.stat().st_size / 1e3
         report.add(f'predicted {case.path.name} ({size:.0f} kB) from "{case.prompt}"', since)
-    scores = _render(cases, world, scenes, out, report)
+    scores = _render(cases, encoder, world, scenes, out, report)
     report.add(f"everything took {time.perf_counter() - report.started:.0f} s on {torch.get_num_threads()} threads")
     write_text(out / "report.md", "# p2e demo\n\n" + "\n".join(report.lines) + "\n")
     return scores
@@ -144,7 +144,7 @@ def _train(
     )
 
 
-def _render(cases: Sequence[Case], world: Path, scenes: tuple[int, ...], out: Path,
+def _render(cases: Sequence[Case], encoder: TextEncoder, world: Path, scenes: tuple[int, ...], out: Path,
             report: Report) -> dict[str, dict[str, float]]:  # fmt: skip
     """Base, prediction, trained LoRA and truth side by side, in plain diffusers, and their fidelity."""
     chosen = evaluation_scenes().select(torch.tensor(scenes))
@@ -156,7 +156,8 @@ def _render(cases: Sequence[Case], world: Path, scenes: tuple[int, ...], out: Pa
         if trained.exists():
             given["trained"] = trained
         since = time.perf_counter()
-        clips = {name: render_plain(file, case.prompt, truth[:, 0], world) for name, file in given.items()}
+        states = encoder.encode([case.prompt]).states
+        clips = {name: render_plain(file, states, truth[:, 0], world) for name, file in given.items()}
         count = sum(map(len, clips.values()))
         each = (time.perf_counter() - since) / count
         report.add(f"{case.name}: rendered {count} clips in plain diffusers, {each:.1f} s each", since)
@@ -178,7 +179,7 @@ def _render(cases: Sequence[Case], world: Path, scenes: tuple[int, ...], out: Pa
     return scores
 
 
-def render_plain(lora: Path | None, prompt: str, images: torch.Tensor, world: Path) -> list[NDArray[np.uint8]]:
+def render_plain(lora: Path | None, states: torch.Tensor, images: torch.Tensor, world: Path) -> list[NDArray[np.uint8]]:
     """Clips [F, H, W, 3] of first frames uint8 [S, 3, H, W], by diffusers alone: its pipeline, its LoRA loader."""
     from diffusers import WanImageToVideoPipeline
 
@@ -190,7 +191,6 @@ def render_plain(lora: Path | None, prompt: str, images: torch.Tensor, world: Pa
         adapted = sum(hasattr(module, "lora_A") for module in pipe.transformer.modules())
         expected = len(read_lora(lora).factors)
         assert adapted == expected, f"diffusers adapted {adapted} layers of {expected}"
-    states = encoder_for(open_base("world")[0]).encode([prompt]).states
     clips = []
     for number, image in enumerate(images):
         result = pipe(

@@ -69,9 +69,6 @@ class GroupedLoras:
                 a.to(device).float().requires_grad_(True), b.to(device).float().requires_grad_(True)
             )  # fmt: skip
 
-    def parameters(self) -> list[Tensor]:
-        return [tensor for pair in self.factors.values() for tensor in pair]
-
     @contextmanager
     def attached(self, transformer: nn.Module) -> Iterator[list[nn.Parameter]]:
         """Puts the updates into the transformer; yields the parameters to train, and takes them out at the end."""

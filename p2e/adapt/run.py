@@ -14,6 +14,7 @@ from p2e import __version__
 from p2e.adapt.clips import CaptionedClip, list_clips, load_clips
 from p2e.adapt.config import AdaptConfig
 from p2e.adapt.grouped import GroupedLoras
+from p2e.adapt.latents import encode_pairs
 from p2e.adapt.train import AdaptData, train_loras
 from p2e.bases import Base, open_base
 from p2e.errors import InputError
@@ -49,19 +50,9 @@ def load_models(folder: str | Path, device: str | torch.device) -> tuple[Any, An
     return transformer, vae
 
 
-@torch.no_grad()
 def encode_latents(vae: Any, clips: Tensor, batch: int = 8) -> tuple[Tensor, Tensor]:
-    """Normalised latents and first-frame condition latents [P, Z, f + 1, h, w] of uint8 clips [P, F, 3, H, W]."""
-    mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(1, -1, 1, 1, 1)
-    std = torch.tensor(vae.config.latents_std, device=vae.device).view(1, -1, 1, 1, 1)
-    latents, conditions = [], []
-    for part in clips.split(batch):
-        x = part.to(vae.device).transpose(1, 2).float() / 127.5 - 1
-        still = torch.zeros_like(x)
-        still[:, :, :1] = x[:, :, :1]
-        latents.append((vae.encode(x).latent_dist.mode() - mean) / std)
-        conditions.append((vae.encode(still).latent_dist.mode() - mean) / std)
-    return torch.cat(latents), torch.cat(conditions)
+    """`encode_pairs` by the autoencoder's own `encode`, which takes clips of any length."""
+    return encode_pairs(vae, clips, lambda x: vae.encode(x).latent_dist.mode(), batch)
 
 
 def encode_examples(vae: Any, base: Base, folder: Path, examples: list[CaptionedClip], size: tuple[int, int, int],

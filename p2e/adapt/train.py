@@ -3,7 +3,6 @@
 Shapes: G LoRAs, P clips each, K captions each, Z latent channels, T text tokens, D their width.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from p2e.adapt.config import AdaptConfig
 from p2e.adapt.flow import flow_loss, sample_times
 from p2e.adapt.grouped import GroupedLoras
+from p2e.schedule import warm_cosine
 
 __all__ = ["AdaptData", "train_loras"]
 
@@ -36,9 +36,8 @@ class AdaptData:
 
 def rate(config: AdaptConfig, step: int) -> float:
     """Learning rate of a step: linear warm-up, then a cosine from learning_rate to final_rate of it."""
-    warmup = max(1, round(config.warmup_fraction * config.steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    return config.learning_rate * min(1, (step + 1) / warmup) * (config.final_rate + (1 - config.final_rate) * cosine)
+    warmup = round(config.warmup_fraction * config.steps)
+    return config.learning_rate * warm_cosine(step, warmup, step / config.steps, config.final_rate)
 
 
 def clip_each(gradients: list[Tensor], limit: float) -> None:

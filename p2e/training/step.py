@@ -3,7 +3,6 @@
 Nothing here synchronises with the host: losses stay on the device until somebody reads them.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from p2e.config import LossConfig, TrainConfig
 from p2e.hypernet.losses import Losses, blended_errors, combine, site_errors
+from p2e.schedule import warm_cosine
 from p2e.training.batches import Sampler
 from p2e.training.data import Batch, Source
 
@@ -46,12 +46,9 @@ class Objective(nn.Module):
 
 def rate(config: TrainConfig, step: int) -> float:
     """Learning rate of a step: linear warm-up, then constant or a cosine down to `final_fraction`."""
-    warmup = max(1, round(config.warmup_fraction * config.steps))
-    level = 1.0
-    if config.decay == "cosine":
-        done = min(1.0, step / config.steps)
-        level = config.final_fraction + (1 - config.final_fraction) * (1 + math.cos(math.pi * done)) / 2
-    return config.learning_rate * level * min(1.0, (step + 1) / warmup)
+    final = config.final_fraction if config.decay == "cosine" else 1.0
+    warmup = round(config.warmup_fraction * config.steps)
+    return config.learning_rate * warm_cosine(step, warmup, step / config.steps, final)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -7,24 +7,18 @@ training effect with the nearest prompt says what looking up would give.
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
+from p2e.hypernet.text import sentence_vectors
 from p2e.lora.compose import blend
 from p2e.lora.lora import Lora
 from p2e.text import TextStates
 
-__all__ = ["mean_lora", "nearest_effects", "sentence_vectors"]
+__all__ = ["mean_lora", "nearest_effects"]
 
 
 def mean_lora(loras: Sequence[Lora], rank: int) -> Lora:
     """The mean of the updates, cut to `rank` by its singular values."""
     return blend([(lora, 1 / len(loras)) for lora in loras], rank).lora
-
-
-def sentence_vectors(text: TextStates) -> Tensor:
-    """Mean of each prompt's token states, at unit length: [N, D]. Cosines of MiniLM's compare sentences by meaning."""
-    total = (text.states * text.mask[..., None]).sum(1) / text.mask.sum(1, keepdim=True)
-    return torch.nn.functional.normalize(total, dim=1)
 
 
 def nearest_effects(

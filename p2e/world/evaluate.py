@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from p2e.adapt.grouped import GroupedLoras
+from p2e.adapt.latents import latent_statistics
 from p2e.adapt.sample import sample_latents
 from p2e.bases.base import Base
 from p2e.lora.lora import Lora
@@ -53,8 +54,7 @@ def draw_evaluation(indices: Sequence[int], scenes: int, vae: Any, device: torch
 @torch.no_grad()
 def decode_pixels(vae: Any, latents: Tensor, batch: int = 64) -> Tensor:
     """uint8 clips [B, F, 3, H, W] of normalised latents [B, Z, f + 1, h, w]."""
-    std = torch.tensor(vae.config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(1, -1, 1, 1, 1)
+    mean, std = latent_statistics(vae, latents.float())
     clips = [decode_clip(vae, part.float() * std + mean).clamp(-1, 1) for part in latents.split(batch)]
     return ((torch.cat(clips).transpose(1, 2) + 1) * 127.5).round().byte()
 

@@ -1,11 +1,13 @@
 """A rate schedule bounded by steps and, optionally, by the clock: linear warm-up, then a cosine to 2%."""
 
-import math
 import time
 
+from p2e.schedule import warm_cosine
 from p2e.world.parallel import Worker
 
 __all__ = ["Schedule"]
+
+FINAL = 0.02  # of the peak rate
 
 
 class Schedule:
@@ -30,4 +32,4 @@ class Schedule:
             done = max(done, self.worker.same_on_all(self.elapsed() / self.max_seconds))
         if done >= 1:
             return None
-        return min(1.0, (step + 1) / max(1, self.warmup)) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        return warm_cosine(step, self.warmup, done, FINAL)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from p2e.adapt.flow import flow_loss, sample_times
+from p2e.adapt.latents import encode_pairs
 from p2e.bases.wan import WAN_BASES
 from p2e.text import TextStates
 from p2e.world.config import WorldBaseConfig
 from p2e.world.parallel import Worker, average_gradients
 from p2e.world.pool import draw_pool
 from p2e.world.schedule import Schedule
-from p2e.world.vae import encode_clip, normalise, to_model_range
+from p2e.world.vae import encode_clip
 
 __all__ = ["build_transformer", "encode_clips", "train_base"]
 
@@ -31,21 +32,10 @@ def build_transformer() -> Any:
     return WanTransformer3DModel(**WAN_BASES["world"].diffusers_config)
 
 
-@torch.no_grad()
 def encode_clips(vae: Any, clips: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:
-    """Normalised latents and first-frame condition latents of uint8 clips [B, F, 3, H, W]: bfloat16, on its device.
-
-    The condition is the clip "frame 0, then mid grey" through the same encoder, as the pipeline makes it.
-    """
-    latents, conditions = [], []
+    """`encode_pairs` by the whole-clip form of the autoencoder: bfloat16, on its device."""
     encode = torch.compile(encode_clip) if clips.is_cuda else encode_clip
-    for part in clips.split(batch):
-        x = to_model_range(part)
-        still = torch.zeros_like(x)
-        still[:, :, :1] = x[:, :, :1]
-        for source, target in ((x, latents), (still, conditions)):
-            target.append(normalise(vae, encode(vae, source)[0].float()).bfloat16())
-    return torch.cat(latents), torch.cat(conditions)
+    return encode_pairs(vae, clips, lambda x: encode(vae, x)[0], batch, torch.bfloat16)
 
 
 def train_base(

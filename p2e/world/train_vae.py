@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from p2e.adapt.latents import to_model_range
 from p2e.world.config import WorldVaeConfig
 from p2e.world.parallel import Worker, average_gradients
 from p2e.world.pool import draw_effect_clips, draw_pool
 from p2e.world.schedule import Schedule
-from p2e.world.vae import build_vae, channels_last, decode_clip, encode_clip, psnr, to_model_range
+from p2e.world.vae import build_vae, channels_last, decode_clip, encode_clip, psnr
 
 __all__ = ["measure_vae", "train_vae"]
 

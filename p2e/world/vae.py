@@ -21,9 +21,7 @@ __all__ = [
     "channels_last",
     "decode_clip",
     "encode_clip",
-    "normalise",
     "psnr",
-    "to_model_range",
 ]
 
 WORLD_VAE: dict[str, Any] = {
@@ -49,19 +47,6 @@ def build_vae(**changes: Any) -> Any:
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(**{**WORLD_VAE, **changes})
-
-
-def to_model_range(clips: Tensor) -> Tensor:
-    """uint8 [B, F, 3, H, W] -> float [B, 3, F, H, W] in -1..1."""
-    return clips.transpose(1, 2).float().div_(127.5).sub_(1)
-
-
-def normalise(vae: nn.Module, latents: Tensor) -> Tensor:
-    """(latents - mean) / std per channel, as the pipeline does before denoising. [B, Z, f, h, w]."""
-    config: Any = vae.config
-    mean = torch.tensor(config.latents_mean, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
-    std = torch.tensor(config.latents_std, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
-    return (latents - mean) / std
 
 
 def _per_frame(module: nn.Module, x: Tensor) -> Tensor:

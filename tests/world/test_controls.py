@@ -3,8 +3,9 @@
 import torch
 from tiny import tiny_lora
 
+from p2e.hypernet.text import sentence_vectors
 from p2e.text import TextStates
-from p2e.world.controls import mean_lora, nearest_effects, sentence_vectors
+from p2e.world.controls import mean_lora, nearest_effects
 
 
 def states_of(*directions: int) -> TextStates:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny import tiny_vae
 
+from p2e.adapt.latents import normalise, to_model_range
 from p2e.world.train_base import encode_clips
-from p2e.world.vae import build_vae, channels_last, decode_clip, encode_clip, normalise, psnr, to_model_range
+from p2e.world.vae import build_vae, channels_last, decode_clip, encode_clip, psnr
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,17 @@
+"""The shape that learning rates take here: a linear warm-up, then half a cosine down to a share of the peak."""
+
+import math
+
+__all__ = ["warm_cosine"]
+
+
+def warm_cosine(step: int, warmup: int, done: float, final: float) -> float:
+    """The share of the peak rate at a step.
+
+    Args:
+        step: counted from 0; step + 1 of `warmup` steps gives that share, so the first step is not lost.
+        done: share of the run that lies behind, by steps or by the clock; past 1 it stays at the end.
+        final: share of the peak at the end; 1 is a constant rate.
+    """
+    level = final + (1 - final) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+    return level * min(1.0, (step + 1) / max(1, warmup))
