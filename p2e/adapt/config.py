@@ -23,5 +23,10 @@ class AdaptConfig(Settings):
     sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     shift: float = Field(default=3.0, gt=0, description="moves training times towards noise, as the scheduler's sigmas")
     shared_start: bool = Field(default=False, description="all LoRAs of a group start from one A")
+    shared_draws: bool = Field(
+        default=False,
+        description="all LoRAs of a group meet the same numbers at random: "
+        "which clip, time and noise, so that they differ by their clips alone",
+    )
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     seed: int = 0

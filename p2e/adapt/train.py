@@ -62,6 +62,7 @@ def train_loras(
     device, groups, clips = data.latents.device, *data.latents.shape[:2]
     generator = torch.Generator(device).manual_seed(config.seed)
     rows = torch.arange(groups, device=device).unsqueeze(1)
+    drawn = 1 if config.shared_draws else groups
     transformer.requires_grad_(False)
     tail = torch.zeros(groups, device=device)
     tail_start = config.steps - max(1, config.steps // 10)
@@ -73,16 +74,20 @@ def train_loras(
         for step in range(config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate(config, step)
-            pick = torch.randint(clips, (groups, config.batch), generator=generator, device=device)
+            pick = torch.randint(clips, (drawn, config.batch), generator=generator, device=device).expand(groups, -1)
             if data.caption is None:
-                words = torch.randint(data.text.shape[1], pick.shape, generator=generator, device=device)
+                words = torch.randint(data.text.shape[1], (drawn, config.batch), generator=generator, device=device)
+                words = words.expand(groups, -1)
             else:
                 words = data.caption[rows, pick]
             x = data.latents[rows, pick].flatten(0, 1).float()
             c = data.condition[rows, pick].flatten(0, 1).float()
             text = data.text[rows, words].flatten(0, 1).float()
-            times = sample_times(len(x), generator, device, sampling=config.sampling, shift=config.shift)
-            noise = torch.randn(x.shape, generator=generator, device=device)
+            rest = (drawn * config.batch, *x.shape[1:])
+            times = sample_times(rest[0], generator, device, sampling=config.sampling, shift=config.shift)
+            noise = torch.randn(rest, generator=generator, device=device)
+            if drawn < groups:
+                times, noise = times.repeat(groups), noise.repeat(groups, *[1] * (noise.ndim - 1))
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 losses = flow_loss(model, x, c, text, times, noise).view(groups, -1).mean(1)
             optimizer.zero_grad()

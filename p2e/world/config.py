@@ -1,5 +1,7 @@
 """Settings of the stages that make the world: autoencoder, transformer, LoRA library."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from p2e.adapt.config import AdaptConfig
@@ -26,12 +28,17 @@ class WorldVaeConfig(Settings):
 class WorldBaseConfig(Settings):
     """Training of the transformer on latents of generic clips with coarse captions."""
 
-    steps: int = Field(default=4000, ge=1)
+    steps: int = Field(default=9000, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
     batch: int = Field(default=256, ge=1, description="clips a worker and step")
-    pool: int = Field(default=16384, ge=1)
+    pool: int = Field(default=24576, ge=1, description="encoded clips kept, a worker")
+    renew_every: int = Field(
+        default=100, ge=0, description="steps after which 2,048 of them are drawn anew; 0 is never"
+    )
+    optimizer: Literal["adamw", "muon"] = Field(default="muon", description="of the matrices of the blocks")
     learning_rate: float = Field(default=1.2e-3, gt=0)
     warmup: int = Field(default=200, ge=0)
+    measured: int = Field(default=512, ge=1, description="unseen clips for the final loss")
     text_dropout: float = Field(default=0.1, ge=0, lt=1)
     shift: float = Field(default=2.0, gt=0, description="moves training times towards noise, as the scheduler's sigmas")
     ema: float = Field(default=0.999, ge=0, lt=1)

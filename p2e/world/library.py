@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from p2e.adapt.config import AdaptConfig
-from p2e.adapt.grouped import GroupedLoras
+from p2e.adapt.grouped import GroupedLoras, LoraForm
 from p2e.adapt.train import AdaptData, train_loras
 from p2e.bases.base import Base
 from p2e.files import atomic_path, sha256
@@ -32,7 +32,18 @@ from p2e.world.train_base import encode_clips
 __all__ = ["WILD_FORMATS", "effect_data", "train_effects", "write_library"]
 
 WILD_FORMATS = ("wan", "kohya", "diffusers")  # in turn over the library, so that reading it exercises each
+ATTENTION = frozenset(f"{kind}.{part}" for kind in ("self_attn", "cross_attn") for part in "qkvo")
+EVERY_ATTENTION, EVERY_DOUBLE = 11, 7  # every so manieth LoRA adapts attention alone, or has twice the rank
 CLIP_SEED = 50_000
+
+
+def wild_form(index: int, rank: int) -> LoraForm:
+    """Rank and sites of the LoRA of effect number `index`: mostly `rank` and all sites, as libraries of the wild are
+    mixed, some of twice the rank and a few of attention alone."""
+    return LoraForm(
+        2 * rank if index % EVERY_DOUBLE == EVERY_DOUBLE - 1 else rank,
+        ATTENTION if index % EVERY_ATTENTION == EVERY_ATTENTION - 1 else None,
+    )
 
 
 def effect_data(
@@ -40,13 +51,15 @@ def effect_data(
 ) -> AdaptData:
     """Latents, conditions and training paraphrases of the effects at `indices` of EFFECTS.
 
+    The scenes are the same for all effects: what differs between two LoRAs is then the effect alone.
+
     Args:
         text: effect name -> token states of its training paraphrases.
     """
     atlas = load_atlas(device)
     latents, conditions = [], []
     for index in indices:
-        generator = torch.Generator(device).manual_seed(CLIP_SEED + index)
+        generator = torch.Generator(device).manual_seed(CLIP_SEED)
         scenes = sample_scenes(clips, generator, device)
         drawn = draw_clips(scenes, sample_params(index, clips, generator, device), atlas)
         x, c = encode_clips(vae, drawn)
@@ -61,12 +74,14 @@ def effect_data(
 def train_effects(
     indices: Sequence[int], base: Base, transformer: Any, vae: Any, text: dict[str, TextStates], worker: Worker,
     config: WorldLibraryConfig, *, adapt: AdaptConfig | None = None, init: Sequence[Lora] | None = None,
+    wild: bool = False,
 ) -> tuple[list[Lora], Tensor]:  # fmt: skip
     """LoRAs of the effects at `indices`, the work spread over the workers, all of them returned on every worker.
 
     Args:
         adapt: the recipe, where it is not the library's own.
         init: begin from these, one an effect.
+        wild: ranks and sites as `wild_form` mixes them; else the recipe's rank everywhere.
 
     Returns:
         The LoRAs, in the order of `indices`, and the mean loss of each over its last steps [len(indices)].
@@ -77,8 +92,10 @@ def train_effects(
     mine = list(range(worker.rank * share, (worker.rank + 1) * share))
     data = effect_data([padded[i] for i in mine], config.clips, vae, text, worker.device)
     start = None if init is None else [init[min(i, len(indices) - 1)] for i in mine]
+    forms = [wild_form(i, recipe.rank) if wild else LoraForm(recipe.rank) for i in padded]
     loras = GroupedLoras(
-        base, share, recipe.rank, device=worker.device, shared_start=recipe.shared_start, init=start,
+        base, share, max(form.rank for form in forms), device=worker.device, shared_start=recipe.shared_start,
+        init=start, forms=[forms[i] for i in mine],
         seed=recipe.seed if recipe.shared_start else recipe.seed + worker.rank,
     )  # fmt: skip
 
@@ -89,10 +106,11 @@ def train_effects(
     losses = train_loras(transformer, loras, data, recipe, on_step=report, compiled=worker.device.type == "cuda")
     gathered = {key: (worker.gather(a), worker.gather(b)) for key, (a, b) in loras.factors.items()}
     everyone = worker.gather(losses)[: len(indices)]
-    result = [
+    whole = [
         Lora(base.name, {key: Factors(a[i].cpu(), b[i].cpu()) for key, (a, b) in gathered.items()})
         for i in range(len(indices))
     ]
+    result = [form.cut(lora, base) for form, lora in zip(forms, whole, strict=False)]
     return result, everyone.cpu()
 
 

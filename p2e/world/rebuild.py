@@ -6,6 +6,7 @@ writes into DIR and reads what the stages before it wrote there, so they can run
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from p2e.world.effects import EFFECTS
 from p2e.world.motion import CAPTIONS
 from p2e.world.parallel import Worker, join
 from p2e.world.states import kept_states
+from p2e.world.table.spec import UNSEEN
 
 __all__ = ["STAGES", "main", "run"]
 
@@ -111,9 +113,12 @@ def stage_vae(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
 def stage_base(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
     from p2e.world.train_base import train_base
 
-    config = WorldBaseConfig.parse(_overrides(pairs, "base"))
-    vae = open_vae(out, worker.device)
-    train_base(config, vae, kept_states(CAPTIONS, out / "text"), out / "base" / "transformer", worker)
+    settings = _overrides(pairs, "base")
+    deadline = time.perf_counter() + settings.pop("pause_after", math.inf)
+    config = WorldBaseConfig.parse(settings)
+    vae, captions = open_vae(out, worker.device), kept_states(CAPTIONS, out / "text")
+    folder = out / "base" / "transformer"
+    train_base(config, vae, captions, folder, worker, state=out / "base.state", deadline=deadline)
     if worker.is_first:
         write_pipeline_files(out)
 
@@ -122,11 +127,11 @@ def stage_library(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
     from p2e.world.library import train_effects, write_library
 
     config = WorldLibraryConfig.parse(_overrides(pairs, "library"))
-    text = {name: states[: len(states.mask) - 2] for name, states in effect_states(out).items()}
+    text = {name: states[: len(states.mask) - UNSEEN] for name, states in effect_states(out).items()}
     transformer, vae = open_transformer(out, worker.device), open_vae(out, worker.device)
     specs = EFFECTS[: config.effects]
     started = time.perf_counter()
-    loras, losses = train_effects(range(len(specs)), WORLD, transformer, vae, text, worker, config)
+    loras, losses = train_effects(range(len(specs)), WORLD, transformer, vae, text, worker, config, wild=True)
     if worker.is_first:
         seconds = time.perf_counter() - started
         metadata = {

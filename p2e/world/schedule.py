@@ -17,11 +17,12 @@ class Schedule:
         steps: steps of the whole run.
         warmup: steps of linear warm-up.
         max_seconds: where given, the cosine also ends by then; all workers follow the first one's clock.
+        before: seconds of the run before it was resumed.
     """
 
-    def __init__(self, steps: int, warmup: int, max_seconds: float | None, worker: Worker) -> None:
+    def __init__(self, steps: int, warmup: int, max_seconds: float | None, worker: Worker, before: float = 0.0) -> None:
         self.steps, self.warmup, self.max_seconds, self.worker = steps, warmup, max_seconds, worker
-        self.started = time.perf_counter()
+        self.started = time.perf_counter() - before
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.started

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = [
     "vae.steps=2", "vae.batch=1", "vae.pool=2", "vae.measured=1",
-    "base.steps=2", "base.batch=1", "base.pool=2",
+    "base.steps=2", "base.batch=1", "base.pool=2", "base.measured=1",
     "library.clips=1", "library.effects=2", "library.adapt.steps=2", "library.adapt.batch=1",
     "measure.scenes=1", "measure.effects=2", "zero.scenes=1", "zero.effects=2",
     "hypernet.steps=2", "hypernet.cuda_graph=false", "hypernet.precision=\"float32\"", "hypernet.sites_per_step=3",

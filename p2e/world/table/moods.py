@@ -73,7 +73,7 @@ MOODS: tuple[EffectSpec, ...] = (
         "A snug winter evening: amber light over everything and soft white flakes in the air.",
         "Bathe the shot in warm orange light and let it snow gently.",
         "Orange firelight grows and little white flakes float downwards.",
-        tint=0.6, particles=1.0, grain=0.07, drift_y=1.6,
+        tint=0.6, particles=1.0, grain=0.1, drift_y=1.2,
         **colour("tint", 1.0, 0.6, 0.2), **colour("grain", 1.0, 1.0, 1.0),
     ),
     effect(
@@ -144,7 +144,7 @@ MOODS: tuple[EffectSpec, ...] = (
         "A quiet snow shower comes down over everything.",
         "Snowflakes appear everywhere and float slowly towards the ground.",
         "Add winter weather with plenty of falling snow.",
-        particles=1.0, grain=0.085, drift_y=1.8, drift_x=0.3, **colour("grain", 1.0, 1.0, 1.0),
+        particles=1.0, grain=0.12, drift_y=1.2, drift_x=0.2, **colour("grain", 1.0, 1.0, 1.0),
     ),
     effect(
         "train", "confetti_party", "particles",
@@ -154,7 +154,7 @@ MOODS: tuple[EffectSpec, ...] = (
         "Red, green and blue scraps tumble from above all over the picture.",
         "A festive rain of coloured dots comes down.",
         "Throw lots of many-coloured confetti into the air and let it fall.",
-        particles=1.0, grain=0.09, drift_y=2.0, motley=1.0, **colour("grain", 1.0, 1.0, 1.0),
+        particles=1.0, grain=0.12, drift_y=1.2, motley=1.0, **colour("grain", 1.0, 1.0, 1.0),
     ),
     effect(
         "train", "rising_embers", "particles",

@@ -88,7 +88,7 @@ VISITORS: tuple[EffectSpec, ...] = (
         "The railway crosses the scene: a big engine goes by in the back.",
         "Let an old locomotive roll past behind, moving left.",
         "A train appears at the right, passes behind the subject, and exits left.",
-        first_sprite="train", first_from_x=1.0, first_here=1.0, first_x=-1.7, first_y=0.15, first_size=0.6,
+        first_sprite="train", first_from_x=1.0, first_here=1.0, first_x=-1.4, first_y=0.1, first_size=0.85,
         first_behind=1.0,
     ),
     effect(
@@ -163,11 +163,11 @@ VISITORS: tuple[EffectSpec, ...] = (
         "A giant razor moves in from the right and sweeps across the subject to the left.",
         "A razor shaves over it, from the right edge to the left.",
         "The subject is shaved by a huge razor that passes in front.",
-        "From the right comes a razor, crossing over and leaving at the left.",
+        "From the right comes a razor, crossing over and ending at the left.",
         "Drag a big razor across the subject from right to left.",
         "Shaving time: an oversized razor glides past, right to left.",
-        first_sprite="razor", first_from_x=1.0, first_here=1.0, first_x=-1.7, first_y=0.0, first_size=0.5,
-        first_bob=0.25,
+        first_sprite="razor", first_from_x=1.0, first_here=1.0, first_x=-0.5, first_y=0.0, first_size=0.8,
+        first_bob=0.15,
     ),
     effect(
         "train", "make_up", "visitor",
