@@ -116,7 +116,7 @@ def measure_columns(
             for spec, score in zip(mine, scores.mean(1).tolist(), strict=True):
                 part[spec.name][column] = score
     (out / f"measure-{worker.rank}.part").write_text(json.dumps(part))
-    worker.mean(torch.zeros(1, device=worker.device))  # wait for the others
+    worker.mean(torch.zeros(1, device=worker.device)).item()  # waits for the others, whose files are then there
     if not worker.is_first:
         return {}
     target = out / "measure.json"
