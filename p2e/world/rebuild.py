@@ -166,13 +166,22 @@ def stage_hypernet(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
         train_hypernet(out, WORLD, effect_states(out), settings, settings.pop("name", "checkpoint"))
 
 
+def stage_finetune(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
+    from p2e.world.finetune import FinetuneConfig, finetune
+
+    config = FinetuneConfig.parse(_overrides(pairs, "finetune"))
+    made_by("hypernet", out / config.source)
+    models = open_transformer(out, worker.device), open_vae(out, worker.device)
+    finetune(config, out, WORLD, *models, effect_states(out), worker)
+
+
 def stage_zero(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
     stage_measure(out, worker, pairs, "zero")
 
 
 STAGES = {
     "text": stage_text, "vae": stage_vae, "base": stage_base, "library": stage_library, "measure": stage_measure,
-    "hypernet": stage_hypernet, "zero": stage_zero,
+    "hypernet": stage_hypernet, "finetune": stage_finetune, "zero": stage_zero,
 }  # fmt: skip
 
 

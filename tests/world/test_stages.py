@@ -25,6 +25,8 @@ SMALL = [
     "library.clips=1", "library.effects=2", "library.adapt.steps=2", "library.adapt.batch=1",
     "measure.scenes=1", "measure.effects=2", "zero.scenes=1", "zero.effects=2",
     "hypernet.steps=2", "hypernet.cuda_graph=false", "hypernet.precision=\"float32\"", "hypernet.sites_per_step=3",
+    "finetune.steps=2", "finetune.clips=2", "finetune.clips_per_effect=1",
+    "zero.columns=[\"zero\", \"random\", \"mean\", \"nearest\", \"zero:finetuned\"]",
     "hypernet.effects_per_step=2", "hypernet.hypernet.width=32", "hypernet.hypernet.layers=1",
 ]  # fmt: skip
 
@@ -46,7 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(states, "encoder_for", lambda base: RandomEncoder())
         patch.setattr(train_vae, "build_vae", lambda: build_vae(base_dim=8, decoder_base_dim=8))
-        run(["text", "vae", "base", "library", "measure", "hypernet", "zero"], out, SMALL)
+        run(["text", "vae", "base", "library", "measure", "hypernet", "finetune", "zero"], out, SMALL)
     return out
 
 
@@ -68,8 +70,19 @@ def test_every_column_is_measured(world: Path):
     rows = json.loads((world / "measure.json").read_text())
     assert set(rows) == {spec.name for spec in EFFECTS[:2]}
     for row in rows.values():
-        assert {"cap", "base", "lora", "zero", "random", "mean", "nearest", "split", "category"} == set(row)
-        assert all(row[column] <= 1 for column in COLUMNS)
+        assert {
+            "cap",
+            "base",
+            "lora",
+            "zero",
+            "random",
+            "mean",
+            "nearest",
+            "zero:finetuned",
+            "split",
+            "category",
+        } == set(row)
+        assert all(row[column] <= 1 for column in (*COLUMNS, "zero:finetuned"))
 
 
 def test_an_unknown_setting_is_refused(world: Path):
