@@ -59,8 +59,10 @@ def test_from_a_given_lora_of_any_rank(pipeline: Path, clips: Path, tmp_path: Pa
 
 
 def test_sizes_that_do_not_fit_are_refused(pipeline: Path, clips: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="multiples of 8"):
+    with pytest.raises(InputError, match="wants 4 n \\+ 1"):
         adapt(clips, pipeline, tmp_path / "x.safetensors", CONFIG, size=(4, 32, 32))
+    with pytest.raises(InputError, match="multiples of 8"):
+        adapt(clips, pipeline, tmp_path / "x.safetensors", CONFIG, size=(5, 32, 30))
 
 
 def test_a_name_without_weights_is_refused(clips: Path, tmp_path: Path):
