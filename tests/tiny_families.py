@@ -71,7 +71,8 @@ def tokenizer(length: int) -> Any:
 
 def t5(cls: Any, config: Any) -> Any:
     sizes = {"num_layers": 1, "num_heads": 2, "d_kv": 8, "d_ff": 16}
-    return cls(config(vocab_size=256, d_model=WIDTH, **sizes)).eval()
+    # Values that bfloat16 holds, as p2e.text reads weights in that.
+    return cls(config(vocab_size=256, d_model=WIDTH, **sizes)).bfloat16().float().eval()
 
 
 def flow_scheduler(**options: Any) -> Any:

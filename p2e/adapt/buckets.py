@@ -14,6 +14,7 @@ __all__ = ["Bucket", "Grid", "assign_bucket", "check_buckets"]
 Bucket = tuple[int, int, int]
 
 ASPECTS = (1 / 2, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 2.0)  # width / height
+SAME = 0.05  # difference of two logarithms of aspects that count as one
 PARTS = 8  # lengths that are found are whole eighths of the longest
 
 
@@ -46,7 +47,10 @@ class Grid:
             return max(fitting), *self.only_side
         pixels = self.size[1] * self.size[2]
         own = width / height
-        shapes = {self._shape(pixels, aspect) for aspect in (*ASPECTS, self.size[2] / self.size[1])}
+        native = self.size[2] / self.size[1]
+        # What nearly has the shape that the base was made for takes that, lying or upright.
+        apart = [a for a in ASPECTS if min(abs(math.log(a / native)), abs(math.log(a * native))) > SAME]
+        shapes = {self._shape(pixels, aspect) for aspect in (native, 1 / native, *apart)}
         nearest = min(sorted(shapes), key=lambda shape: abs(math.log(shape[1] / shape[0] / own)))
         return max(fitting), *nearest
 

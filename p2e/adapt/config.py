@@ -51,7 +51,8 @@ class FineTuneConfig(AdaptConfig):
         default=None, description="recompute activations on the way back; None does so for a billion weights and more"
     )
     weights: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="type of the frozen base; auto is bfloat16 for a billion weights and more"
+        default="auto",
+        description="type of the frozen base and its text encoder; auto is bfloat16 for a billion weights and more",
     )
     buckets: tuple[tuple[int, int, int], ...] | None = Field(
         default=None,

@@ -91,7 +91,7 @@ def encode_examples(
         check_buckets(buckets, grid, adapter.base.name)
     models = _Encoders(adapter, device)
     clip_models, text_models = models.folders(adapter.encoder_folders), models.folders(adapter.text_folders)
-    recipe = (RECIPE, adapter.base.family, adapter.model.get("patch_size_t"), adapter.model.get("image_condition_type"))
+    recipe = (RECIPE, adapter.kind)
     made: list[tuple[Bucket, str, Record, Image.Image]] = []
     total = 2 * len(examples)
     for number, example in enumerate(examples, 1):
@@ -114,7 +114,9 @@ def encode_examples(
     done: list[Example] = []
     for number, ((bucket, clip_digest, record, first), example) in enumerate(zip(made, examples, strict=True), 1):
         image = digest_of(first.tobytes(), first.size) if adapter.text_reads_image else ""
-        digest = digest_of("text", *recipe, example.caption, image, text_models, adapter.base.text_dim)
+        digest = digest_of(
+            "text", *recipe, example.caption, image, text_models, adapter.base.text_dim, adapter.text_dtype
+        )
         if digest not in captions:
             found = cache.read(digest)
             captions[digest] = cache.write(digest, models.text(example.caption, first)) if found is None else found

@@ -32,7 +32,8 @@ __all__ = ["adapt", "config_path"]
 
 def config_path(output: str | Path) -> Path:
     """Where the resolved configuration of a LoRA stands: NAME.json beside NAME.safetensors."""
-    return Path(output).with_suffix(".json")
+    path = Path(output)
+    return path.with_name(f"{path.name.removesuffix('.safetensors')}.json")
 
 
 def adapt(

@@ -83,6 +83,11 @@ class Adapter(ABC):
         self.model = read_json(folder / base.subfolders[base.experts[0]] / "config.json")
 
     @property
+    def kind(self) -> str:
+        """What tells records apart that the same autoencoder made of the same clip."""
+        return self.base.family
+
+    @property
     def fps(self) -> float:
         return self.config.fps or self.rate
 
@@ -193,6 +198,11 @@ class Adapter(ABC):
     @abstractmethod
     def load_text(self, device: str | torch.device) -> CaptionEncoder:
         """The base's own text encoder."""
+
+    @property
+    def text_dtype(self) -> torch.dtype:
+        """What text encoders are held in."""
+        return torch.float32 if self.config.weights == "float32" else torch.bfloat16
 
     # --- training
 

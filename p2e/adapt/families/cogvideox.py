@@ -43,6 +43,10 @@ class CogVideoXAdapter(Adapter):
         self._rotary = lru_cache(maxsize=64)(self._make_rotary)
 
     @property
+    def kind(self) -> str:
+        return f"cogvideox {self.patch_t}"
+
+    @property
     def frame_step(self) -> int:
         return int(self.vae_plan.config.temporal_compression_ratio)
 
@@ -72,7 +76,7 @@ class CogVideoXAdapter(Adapter):
         return {"latents": latents, "first": image_scale * mode(vae, video[:, :, :1])[0]}
 
     def load_text(self, device: str | torch.device) -> CaptionEncoder:
-        pipe = text_pipeline("CogVideoXImageToVideoPipeline", self.folder, device)
+        pipe = text_pipeline("CogVideoXImageToVideoPipeline", self.folder, self.text_dtype, device)
         # Learned positions count the text in, so its length is not free.
         length = self.model.get("max_text_seq_length", 226)
 

@@ -38,13 +38,17 @@ class HunyuanAdapter(Adapter):
             )
         self.first_is_given = self.form == "token_replace"
 
+    @property
+    def kind(self) -> str:
+        return f"hunyuan {self.form}"
+
     def encode_clip(self, encoders: Mapping[str, Any], video: Tensor, first: Image.Image) -> Record:
         vae = encoders["vae"]
         scale = vae.config.scaling_factor
         return {"latents": scale * mode(vae, video)[0], "first": scale * mode(vae, video[:, :, :1])[0]}
 
     def load_text(self, device: str | torch.device) -> CaptionEncoder:
-        pipe = text_pipeline("HunyuanVideoImageToVideoPipeline", self.folder, device)
+        pipe = text_pipeline("HunyuanVideoImageToVideoPipeline", self.folder, self.text_dtype, device)
 
         def encode(caption: str, first: Image.Image) -> Record:
             states, pooled, mask = pipe.encode_prompt(

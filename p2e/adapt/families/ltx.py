@@ -44,7 +44,7 @@ class LTXAdapter(Adapter):
         }
 
     def load_text(self, device: str | torch.device) -> CaptionEncoder:
-        pipe = text_pipeline("LTXImageToVideoPipeline", self.folder, device)
+        pipe = text_pipeline("LTXImageToVideoPipeline", self.folder, self.text_dtype, device)
 
         def encode(caption: str, _first: Image.Image) -> Record:
             states, mask, _, _ = pipe.encode_prompt(caption, do_classifier_free_guidance=False, device=device)

@@ -10,7 +10,7 @@ from p2e.errors import FormatError
 __all__ = ["text_pipeline"]
 
 
-def text_pipeline(name: str, folder: Path, device: str | torch.device) -> Any:
+def text_pipeline(name: str, folder: Path, dtype: torch.dtype, device: str | torch.device) -> Any:
     """The diffusers pipeline `name` of a folder without transformer and autoencoder; only encode_prompt can be used.
 
     Length, masks and padding then are what the transformer meets when the pipeline renders.
@@ -22,7 +22,7 @@ def text_pipeline(name: str, folder: Path, device: str | torch.device) -> Any:
 
     try:
         pipe = getattr(diffusers, name).from_pretrained(
-            folder, transformer=None, vae=None, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True
+            folder, transformer=None, vae=None, dtype=dtype, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

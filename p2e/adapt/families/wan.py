@@ -56,6 +56,10 @@ class WanAdapter(Adapter):
             self.finds_buckets = False
 
     @property
+    def kind(self) -> str:
+        return f"wan {self.form} {self.clip}"
+
+    @property
     def frame_step(self) -> int:
         return int(self.vae_plan.config.scale_factor_temporal)
 
@@ -107,7 +111,7 @@ class WanAdapter(Adapter):
         # encoder_for keeps the world's; the large ones go where they are fast.
         model: Any = getattr(encoder, "model", None)
         if self.text_folders and model is not None:
-            model.to(device)
+            model.to(device, self.text_dtype)
         return lambda caption, _first: {"text": encoder.encode([caption]).states[0]}
 
     def predict(self, transformer: Any, noisy: Tensor, timestep: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
