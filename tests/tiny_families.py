@@ -8,43 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKLCogVideoX,
-    AutoencoderKLHunyuanVideo,
-    AutoencoderKLLTXVideo,
-    CogVideoXDDIMScheduler,
-    CogVideoXImageToVideoPipeline,
-    CogVideoXTransformer3DModel,
-    FlowMatchEulerDiscreteScheduler,
-    HunyuanVideoImageToVideoPipeline,
-    HunyuanVideoTransformer3DModel,
-    LTXImageToVideoPipeline,
-    LTXVideoTransformer3DModel,
-    UniPCMultistepScheduler,
-    WanImageToVideoPipeline,
-    WanPipeline,
-)
+import transformers
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import DEFAULT_PROMPT_TEMPLATE
 from tiny import Z_CHANNELS, tiny_base, tiny_transformer, tiny_vae
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
-    UMT5Config,
-    UMT5EncoderModel,
-)
 
 from p2e.bases.wan import wan_base
+
+D: Any = diffusers  # their annotations know one size of every tuple alone
+T: Any = transformers
 
 __all__ = ["CAPTION", "TINY_FAMILIES", "save_family", "tiny_family"]
 
@@ -63,7 +37,7 @@ def tokenizer(length: int) -> Any:
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *words])}
     plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     plain.pre_tokenizer = split  # pyright: ignore[reportAttributeAccessIssue]
-    return PreTrainedTokenizerFast(
+    return T.PreTrainedTokenizerFast(
         tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length,
         additional_special_tokens=SPECIAL[3:], padding_side="right",
     )  # fmt: skip
@@ -76,7 +50,7 @@ def t5(cls: Any, config: Any) -> Any:
 
 
 def flow_scheduler(**options: Any) -> Any:
-    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, **options)
+    return D.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, **options)
 
 
 def wan(
@@ -92,16 +66,16 @@ def wan(
         parts: dict[str, Any] = {"vae": tiny_vae(), "scheduler": flow_scheduler(), "tokenizer": None}
         parts |= {"text_encoder": None, "transformer": tiny_transformer(base)}
         if own_text:
-            parts |= {"text_encoder": t5(UMT5EncoderModel, UMT5Config), "tokenizer": tokenizer(512)}
+            parts |= {"text_encoder": t5(T.UMT5EncoderModel, T.UMT5Config), "tokenizer": tokenizer(512)}
         if experts == 2:
             parts |= {"transformer_2": tiny_transformer(base, seed=1), "boundary_ratio": 0.9}
         if clip:
             size = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-            parts["image_encoder"] = CLIPVisionModel(CLIPVisionConfig(**size, image_size=28, patch_size=14)).eval()
-            parts["image_processor"] = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=28)
+            parts["image_encoder"] = T.CLIPVisionModel(T.CLIPVisionConfig(**size, image_size=28, patch_size=14)).eval()
+            parts["image_processor"] = T.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=28)
         if channels == Z_CHANNELS and not tokens:
-            return WanPipeline(**parts)
-        return WanImageToVideoPipeline(**parts, expand_timesteps=tokens)
+            return D.WanPipeline(**parts)
+        return D.WanImageToVideoPipeline(**parts, expand_timesteps=tokens)
 
     return build
 
@@ -114,7 +88,7 @@ def narrow(convolution: Any, mean_channels: int) -> None:
 
 
 def ltx() -> Any:
-    vae: Any = AutoencoderKLLTXVideo(
+    vae: Any = D.AutoencoderKLLTXVideo(
         latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
         layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1), patch_size=1, patch_size_t=1,
         spatio_temporal_scaling=(True, True, False, False), decoder_spatio_temporal_scaling=(True, True, False, False),
@@ -122,21 +96,21 @@ def ltx() -> Any:
     narrow(vae.encoder.conv_out.conv, 8)
     vae.latents_mean.copy_(torch.linspace(-0.1, 0.1, 8))
     vae.latents_std.copy_(torch.linspace(0.5, 1.5, 8))
-    transformer = LTXVideoTransformer3DModel(
+    transformer = D.LTXVideoTransformer3DModel(
         in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
         num_layers=2, caption_channels=WIDTH,
     )  # fmt: skip
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    return LTXImageToVideoPipeline(scheduler, vae, t5(T5EncoderModel, T5Config), tokenizer(128), transformer)
+    scheduler = D.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return D.LTXImageToVideoPipeline(scheduler, vae, t5(T.T5EncoderModel, T.T5Config), tokenizer(128), transformer)
 
 
 def hunyuan(form: str) -> Callable[[], Any]:
     def build() -> Any:
-        vae: Any = AutoencoderKLHunyuanVideo(
+        vae: Any = D.AutoencoderKLHunyuanVideo(
             latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
             mid_block_add_attention=True,
         )  # fmt: skip
-        transformer = HunyuanVideoTransformer3DModel(
+        transformer = D.HunyuanVideoTransformer3DModel(
             in_channels=4 if form == "token_replace" else 9, out_channels=4, num_attention_heads=2,
             attention_head_dim=16, num_layers=1, num_single_layers=1, num_refiner_layers=1, text_embed_dim=WIDTH,
             pooled_projection_dim=16, rope_axes_dim=(4, 6, 6), image_condition_type=form,
@@ -144,55 +118,56 @@ def hunyuan(form: str) -> Callable[[], Any]:
         )  # fmt: skip
         words = tokenizer(400)
         size: dict[str, Any] = {"intermediate_size": 32, "num_attention_heads": 2}
-        vision = CLIPVisionConfig(hidden_size=16, num_hidden_layers=2, image_size=336, patch_size=14, **size)
-        text = LlamaConfig(
+        vision = T.CLIPVisionConfig(hidden_size=16, num_hidden_layers=2, image_size=336, patch_size=14, **size)
+        text = T.LlamaConfig(
             hidden_size=WIDTH, num_hidden_layers=3, num_key_value_heads=2, vocab_size=len(words), pad_token_id=0, **size
         )
         image_token = words.convert_tokens_to_ids("<image>")
-        llava = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, pad_token_id=0)
+        llava = T.LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, pad_token_id=0)
         llava.image_token_index = llava.image_token_id = image_token
-        clip = CLIPTextConfig(
+        clip = T.CLIPTextConfig(
             hidden_size=16, num_hidden_layers=1, vocab_size=len(words), eos_token_id=1, pad_token_id=0, **size
         )
         parts: dict[str, Any] = {
-            "text_encoder": LlavaForConditionalGeneration(llava).eval(), "tokenizer": words, "transformer": transformer,
-            "vae": vae, "scheduler": FlowMatchEulerDiscreteScheduler(shift=7.0),
-            "text_encoder_2": CLIPTextModel(clip).eval(), "tokenizer_2": tokenizer(77),
-            "image_processor": CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=336),
+            "text_encoder": T.LlavaForConditionalGeneration(llava).eval(), "tokenizer": words,
+            "transformer": transformer, "vae": vae, "scheduler": D.FlowMatchEulerDiscreteScheduler(shift=7.0),
+            "text_encoder_2": T.CLIPTextModel(clip).eval(), "tokenizer_2": tokenizer(77),
+            "image_processor": T.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=336),
         }  # fmt: skip
-        return HunyuanVideoImageToVideoPipeline(**parts)
+        return D.HunyuanVideoImageToVideoPipeline(**parts)
 
     return build
 
 
 def cogvideox(patch_t: int | None) -> Callable[[], Any]:
     def build() -> Any:
-        vae: Any = AutoencoderKLCogVideoX(
+        vae: Any = D.AutoencoderKLCogVideoX(
             down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
             block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2,
             temporal_compression_ratio=4, scaling_factor=0.7, invert_scale_latents=patch_t is not None,
         )  # fmt: skip
         narrow(vae.encoder.conv_out.conv, 4)
-        transformer = CogVideoXTransformer3DModel(
+        transformer = D.CogVideoXTransformer3DModel(
             num_attention_heads=2, attention_head_dim=16, in_channels=8, out_channels=4, time_embed_dim=8,
             text_embed_dim=WIDTH, num_layers=2, sample_width=4, sample_height=4, sample_frames=9, patch_size=2,
             patch_size_t=patch_t, temporal_compression_ratio=4, max_text_seq_length=16,
             use_rotary_positional_embeddings=True, use_learned_positional_embeddings=patch_t is None,
             patch_bias=patch_t is None, ofs_embed_dim=None if patch_t is None else 8,
         )  # fmt: skip
-        scheduler = CogVideoXDDIMScheduler(
+        scheduler = D.CogVideoXDDIMScheduler(
             prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=1.0,
             timestep_spacing="trailing",
         )  # fmt: skip
-        text = t5(T5EncoderModel, T5Config)
-        return CogVideoXImageToVideoPipeline(tokenizer(226), text, vae, transformer, scheduler)
+        text = t5(T.T5EncoderModel, T.T5Config)
+        return D.CogVideoXImageToVideoPipeline(tokenizer(226), text, vae, transformer, scheduler)
 
     return build
 
 
 TINY_FAMILIES: dict[str, Callable[[], Any]] = {
     "world": wan(channels=2 * Z_CHANNELS + 4),
-    "wan2.1-i2v": wan(channels=2 * Z_CHANNELS + 4, clip=True, patch=2),
+    # Beside image states the class takes the text to be 512 tokens, which is what UMT5 gives.
+    "wan2.1-i2v": wan(channels=2 * Z_CHANNELS + 4, clip=True, own_text=True, patch=2),
     "wan2.1-t2v": wan(channels=Z_CHANNELS, own_text=True, patch=2),
     "wan2.2-i2v": wan(channels=2 * Z_CHANNELS + 4, experts=2),
     "wan2.2-ti2v": wan(channels=Z_CHANNELS, tokens=True, patch=2),

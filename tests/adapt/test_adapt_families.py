@@ -21,7 +21,7 @@ from p2e.render.slot import LoraSlot
 from p2e.render.video import Clip, write_mp4
 
 SETTINGS: dict[str, Any] = {"rank": 2, "steps": 2, "batch": 2, "learning_rate": 1e-3, "weights": "float32"}
-BUCKET = {"buckets": ((5, 32, 32),)}
+BUCKET = {"buckets": ((5, 32, 32),), "fps": 24.0}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_two_steps(name: str, precision: str, clips: Path, tmp_path: Path) -> No
     losses: list[float] = []
     out = tmp_path / "effect.safetensors"
     weights = "auto" if precision == "float32" else "bfloat16"
-    config = FineTuneConfig.parse(SETTINGS | BUCKET | {"precision": precision, "weights": weights, "fps": 24.0})
+    config = FineTuneConfig.parse(SETTINGS | BUCKET | {"precision": precision, "weights": weights})
     lora = adapt(clips, folder, out, config, on_step=lambda _, loss: losses.append(loss.item()))
     assert len(losses) == 2 * len(base.experts) and np.isfinite(losses).all() and min(losses) > 0
     files = [out] if len(base.experts) == 1 else [out.with_name(f"effect_{e}.safetensors") for e in base.experts]
@@ -167,9 +167,7 @@ def test_a_lora_of_fused_sites_is_a_fair_start(clips: Path, tmp_path: Path) -> N
     given = {s.key: Factors(torch.randn(2, s.d_in), torch.randn(s.d_out, 2)) for s in base.sites}
     path = tmp_path / "given.safetensors"
     write_lora(path, Lora(base.name, given), base, fmt="diffusers", dtype=torch.float32)
-    still = FineTuneConfig.parse(
-        SETTINGS | BUCKET | {"precision": "float32", "learning_rate": 1e-12, "rank": 3, "fps": 24.0}
-    )
+    still = FineTuneConfig.parse(SETTINGS | BUCKET | {"precision": "float32", "learning_rate": 1e-12, "rank": 3})
     lora = adapt(clips, folder, tmp_path / "x.safetensors", still, init=path)
     assert lora.rank == 3
     for key, factors in given.items():

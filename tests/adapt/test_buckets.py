@@ -1,6 +1,7 @@
 """Buckets: found near the base's size, chosen from a list, refused where the base does not take them; batches."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_more_tokens_are_shifted_further_where_the_scheduler_does_so() -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.pipelines.ltx.pipeline_ltx_image2video import calculate_shift
 
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     for tokens in (256, 1000, 4096):
         scheduler.set_timesteps(sigmas=[0.5], mu=calculate_shift(tokens))
         shift = shift_of(scheduler.config, tokens)

@@ -39,7 +39,8 @@ def test_velocity_is_the_diffusion_schedulers_own() -> None:
 
 def test_other_answers_of_a_diffusion_scheduler() -> None:
     latents, noise, times = drawn()
-    for answer, expected in (("epsilon", noise), ("sample", latents)):
+    answers: tuple[tuple[Any, torch.Tensor], ...] = (("epsilon", noise), ("sample", latents))
+    for answer, expected in answers:
         objective = objective_of(CogVideoXDDIMScheduler(prediction_type=answer), "base")
         assert isinstance(objective, Diffusion)
         assert torch.equal(objective.target(latents, noise, times), expected)
