@@ -293,11 +293,11 @@ def test_adapt_options_overrule_the_configuration(studio: Studio, tmp_path: Path
     (clips / "one.txt").write_text("everything turns blue")
     config.write_text("rank: 2\nsteps: 1\nsites: ['cross_attn.*']\nbuckets: [[5, 32, 32]]\nlearning_rate: 0.5\n")
     adapt = ("adapt", clips, "-o", output, "--base", studio.base, "--config", config, "--cache", tmp_path / "cache")
-    assert "rank 2, 4 sites" in run_well(*adapt)
+    assert "rank 2, 8 sites" in run_well(*adapt)
     printed = run_well(*adapt, "--sites", "self_attn.[qk]", "--sites", "ffn.0", "--bucket", "9x48x32", "--batch", 2,
                        "--accumulate", 2, "--fps", 8, "--shift", 5, "--sampling", "uniform", "--checkpointing",
                        "--weights", "float32", "--learning-rate", 1e-3, "--expert", "both", "--seed", 7)  # fmt: skip
-    assert "rank 2, 3 sites" in printed
+    assert "rank 2, 6 sites" in printed
     saved = json.loads((tmp_path / "a.json").read_text())
     expected = {"rank": 2, "steps": 1, "sites": ["self_attn.[qk]", "ffn.0"], "buckets": [[9, 48, 32]], "batch": 2,
                 "accumulate": 2, "fps": 8.0, "shift": 5.0, "sampling": "uniform", "checkpointing": True,

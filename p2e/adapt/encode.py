@@ -68,13 +68,41 @@ class _Encoders:
         return content_digest(paths)
 
 
+class _Source:
+    """One video file: its shape from the cache, its frames decoded only when a record needs them."""
+
+    def __init__(self, example: CaptionedClip, cache: RecordCache) -> None:
+        self.example = example
+        try:
+            self.digest = sha256(example.video)
+        except OSError:
+            raise InputError(f"{example.video}: cannot be read; check the path") from None
+        key = digest_of("shape", RECIPE, self.digest)
+        found = cache.read(key)
+        if found is None:
+            shape = torch.tensor([len(self.clip), *self.clip.size])
+            found = cache.write(key, {"shape": shape, "fps": torch.tensor(self.clip.fps, dtype=torch.float64)})
+        self.frames, self.height, self.width = found["shape"].tolist()
+        self.rate = found["fps"].item()
+
+    @cached_property
+    def clip(self) -> Clip:
+        return _read(self.example)
+
+    def fitted(self, bucket: Bucket, fps: float) -> tuple[Tensor, Image.Image]:
+        """The clip cut to a bucket, uint8 [1, F, 3, H, W], and its first frame; the whole video is let go."""
+        video = fit_clip(self.clip, *bucket, fps)
+        self.__dict__.pop("clip", None)
+        return video[None], Image.fromarray(video[0].permute(1, 2, 0).numpy())
+
+
 @torch.no_grad()
 def encode_examples(
     adapter: Adapter, examples: Sequence[CaptionedClip], cache: RecordCache, device: str | torch.device,
     *, on_example: Callable[[int, int], None] | None = None,
 ) -> list[Example]:  # fmt: skip
-    """The records of every clip. Videos are read to find their buckets; only what the cache lacks is encoded, clips
-    first and captions after them, so that autoencoder and text encoder are never in memory together.
+    """The records of every clip. Only what the cache lacks is decoded and encoded, clips first and captions after them,
+    so that autoencoder and text encoder are never in memory together.
 
     Args:
         on_example: called with the records that are ready, and their number in all.
@@ -83,47 +111,53 @@ def encode_examples(
         InputError: a clip that cannot be read, or is too short; the message names it.
         ConfigError: buckets that the base does not take.
     """
+    buckets, grid = _buckets(adapter)
+    models = _Encoders(adapter, device)
+    clip_models, text_models = models.folders(adapter.encoder_folders), models.folders(adapter.text_folders)
+    recipe, fps = (RECIPE, adapter.kind), adapter.fps
+    made: list[tuple[_Source, Bucket, str, Record]] = []
+    total = 2 * len(examples)
+    for number, example in enumerate(examples, 1):
+        source = _Source(example, cache)
+        available = _available(source.frames, source.rate, fps)
+        bucket = assign_bucket(buckets, grid, available, source.height, source.width, str(example.video))
+        digest = digest_of("clip", *recipe, source.digest, bucket, fps, adapter.config.tiling, clip_models)
+        record = cache.read(digest)
+        if record is None:
+            video, first = source.fitted(bucket, fps)
+            record = cache.write(digest, adapter.encode_clip(models.clips, to_model_range(video).to(device), first))
+        source.__dict__.pop("clip", None)
+        made.append((source, bucket, digest, record))
+        if on_example is not None:
+            on_example(number, total)
+    models.__dict__.pop("clips", None)
+    captions: dict[str, Record] = {}
+    done: list[Example] = []
+    for number, (source, bucket, clip_digest, record) in enumerate(made, 1):
+        image = digest_of(source.digest, bucket) if adapter.text_reads_image else ""
+        caption = source.example.caption
+        digest = digest_of("text", *recipe, caption, image, text_models, adapter.base.text_dim, adapter.text_dtype)
+        if digest not in captions:
+            found = cache.read(digest)
+            if found is None:
+                first = source.fitted(bucket, fps)[1] if adapter.text_reads_image else None
+                found = cache.write(digest, models.text(caption, first))
+            captions[digest] = found
+        done.append(Example(bucket, digest_of(clip_digest, digest), {**record, **captions[digest]}))
+        if on_example is not None:
+            on_example(len(examples) + number, total)
+    return done
+
+
+def _buckets(adapter: Adapter) -> tuple[Sequence[Bucket] | None, Grid]:
+    """The buckets to choose from, None where they are found, and what the base takes."""
     grid = grid_of(adapter)
     buckets = adapter.config.buckets
     if buckets is None and not adapter.finds_buckets:
         buckets = (grid.size,)
     if buckets is not None:
         check_buckets(buckets, grid, adapter.base.name)
-    models = _Encoders(adapter, device)
-    clip_models, text_models = models.folders(adapter.encoder_folders), models.folders(adapter.text_folders)
-    recipe = (RECIPE, adapter.kind)
-    made: list[tuple[Bucket, str, Record, Image.Image]] = []
-    total = 2 * len(examples)
-    for number, example in enumerate(examples, 1):
-        clip = _read(example)
-        bucket = assign_bucket(buckets, grid, _available(clip, adapter.fps), *clip.size, str(example.video))
-        digest = digest_of(
-            "clip", *recipe, sha256(example.video), bucket, adapter.fps, adapter.config.tiling, clip_models
-        )
-        video = fit_clip(clip, *bucket, adapter.fps)
-        first = Image.fromarray(video[0].permute(1, 2, 0).numpy())
-        record = cache.read(digest)
-        if record is None:
-            pixels = to_model_range(video[None]).to(device)
-            record = cache.write(digest, adapter.encode_clip(models.clips, pixels, first))
-        made.append((bucket, digest, record, first))
-        if on_example is not None:
-            on_example(number, total)
-    models.__dict__.pop("clips", None)
-    captions: dict[str, Record] = {}
-    done: list[Example] = []
-    for number, ((bucket, clip_digest, record, first), example) in enumerate(zip(made, examples, strict=True), 1):
-        image = digest_of(first.tobytes(), first.size) if adapter.text_reads_image else ""
-        digest = digest_of(
-            "text", *recipe, example.caption, image, text_models, adapter.base.text_dim, adapter.text_dtype
-        )
-        if digest not in captions:
-            found = cache.read(digest)
-            captions[digest] = cache.write(digest, models.text(example.caption, first)) if found is None else found
-        done.append(Example(bucket, digest_of(clip_digest, digest), {**record, **captions[digest]}))
-        if on_example is not None:
-            on_example(len(examples) + number, total)
-    return done
+    return buckets, grid
 
 
 def _read(example: CaptionedClip) -> Clip:
@@ -134,10 +168,10 @@ def _read(example: CaptionedClip) -> Clip:
         raise InputError(message if str(example.video) in message else f"{example.video}: {message}") from None
 
 
-def _available(clip: Clip, fps: float) -> int:
-    """How many frames the clip has at that rate: as many as `fit_clip` takes without complaint."""
+def _available(frames: int, rate: float, fps: float) -> int:
+    """How many frames a clip of so many at its rate has at another: as many as `fit_clip` takes without complaint."""
     count = 1
-    while int(count / fps * clip.fps + 0.5) <= len(clip) - 1:
+    while int(count / fps * rate + 0.5) <= frames - 1:
         count += 1
     return count
 

@@ -87,6 +87,10 @@ def adapt(
         Literal["auto", "float32", "bfloat16"] | None,
         typer.Option(help="Type of the frozen base; auto.", rich_help_panel=MACHINE),
     ] = None,
+    tiling: Annotated[
+        bool | None,
+        typer.Option("--tiling/--no-tiling", help="Encode clips in tiles, in less memory.", rich_help_panel=MACHINE),
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Where encoded clips are kept; the user's cache.", rich_help_panel=MACHINE),
@@ -106,7 +110,7 @@ def adapt(
         "sites": sites or None, "expert": EXPERTS.get(expert, expert) if expert else None, "sampling": sampling,
         "shift": shift, "seed": seed, "buckets": [parse_bucket(text) for text in bucket] if bucket else None,
         "frames": frames, "pixels": pixels, "fps": fps, "checkpointing": checkpointing, "weights": weights,
-        "cache": cache,
+        "cache": cache, "tiling": tiling,
     }  # fmt: skip
     # What is not given stays unset, so that the base can decide it.
     merged = given.model_dump(exclude_unset=True) | {key: value for key, value in asked.items() if value is not None}

@@ -149,6 +149,18 @@ def test_experts_are_trained_on_their_side(clips: Path, tmp_path: Path, monkeypa
         adapt(clips, folder, out, config)
 
 
+def test_clips_of_several_shapes_find_their_buckets(tmp_path: Path) -> None:
+    folder, clips = save_family("wan2.1-t2v", tmp_path / "base"), tmp_path / "clips"
+    for i, (frames, height, width) in enumerate(((20, 64, 64), (20, 36, 64), (6, 64, 64), (20, 48, 48))):
+        write_mp4(clips / f"{i}.mp4", Clip(np.full((frames, height, width, 3), 40 * i, np.uint8), 16))
+        (clips / f"{i}.txt").write_text(CAPTION)
+    config = FineTuneConfig.parse(
+        SETTINGS | {"precision": "float32", "steps": 4, "frames": 17, "pixels": 64 * 64, "sites": ["self_attn.q"]}
+    )
+    adapt(clips, folder, tmp_path / "x.safetensors", config)
+    assert FineTuneConfig.load(tmp_path / "x.json").buckets == ((17, 64, 64), (17, 48, 80), (5, 64, 64))
+
+
 def test_learned_positions_take_one_size(clips: Path, tmp_path: Path) -> None:
     folder = save_family("cogvideox", tmp_path / "base")
     config = FineTuneConfig.parse(SETTINGS | {"precision": "float32", "buckets": ((5, 64, 64),)})

@@ -101,6 +101,9 @@ def test_a_second_run_loads_neither_autoencoder_nor_text_encoder(
     monkeypatch.setattr(WanAdapter, "load_text", lambda *a: (loaded.append("text"), text(*a))[1])
     second = adapt(clips, pipeline, tmp_path / "two.safetensors", config)
     assert loaded == []
+    with monkeypatch.context() as patch:  # nor is a video decoded
+        patch.setattr("p2e.adapt.encode.read_video", lambda path: pytest.fail(f"{path} was decoded"))
+        adapt(clips, pipeline, tmp_path / "three.safetensors", config)
     assert all(torch.equal(f.b, second.factors[key].b) for key, f in first.factors.items())
     # Another size, caption or autoencoder is another record.
     adapt(clips, pipeline, tmp_path / "x.safetensors", config.model_copy(update={"buckets": ((5, 40, 40),)}))

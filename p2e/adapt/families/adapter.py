@@ -27,8 +27,8 @@ from p2e.files import read_text
 __all__ = ["Adapter", "CaptionEncoder", "Record", "mode", "read_json"]
 
 Record = dict[str, Tensor]
-CaptionEncoder = Callable[[str, Image.Image], Record]
-"""(caption, first frame) -> its record."""
+CaptionEncoder = Callable[[str, Image.Image | None], Record]
+"""(caption, first frame, for those that read it) -> its record."""
 
 
 def read_json(path: Path) -> dict[str, Any]:

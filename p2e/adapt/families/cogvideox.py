@@ -80,7 +80,7 @@ class CogVideoXAdapter(Adapter):
         # Learned positions count the text in, so its length is not free.
         length = self.model.get("max_text_seq_length", 226)
 
-        def encode(caption: str, _first: Image.Image) -> Record:
+        def encode(caption: str, _first: Image.Image | None) -> Record:
             states, _ = pipe.encode_prompt(
                 caption, do_classifier_free_guidance=False, max_sequence_length=length, device=device
             )

@@ -50,7 +50,7 @@ class HunyuanAdapter(Adapter):
     def load_text(self, device: str | torch.device) -> CaptionEncoder:
         pipe = text_pipeline("HunyuanVideoImageToVideoPipeline", self.folder, self.text_dtype, device)
 
-        def encode(caption: str, first: Image.Image) -> Record:
+        def encode(caption: str, first: Image.Image | None) -> Record:
             states, pooled, mask = pipe.encode_prompt(
                 image=first, prompt=caption, device=device, image_embed_interleave=INTERLEAVE[self.form]
             )

@@ -46,7 +46,7 @@ class LTXAdapter(Adapter):
     def load_text(self, device: str | torch.device) -> CaptionEncoder:
         pipe = text_pipeline("LTXImageToVideoPipeline", self.folder, self.text_dtype, device)
 
-        def encode(caption: str, _first: Image.Image) -> Record:
+        def encode(caption: str, _first: Image.Image | None) -> Record:
             states, mask, _, _ = pipe.encode_prompt(caption, do_classifier_free_guidance=False, device=device)
             return {"text": states[0], "mask": mask[0]}
 
