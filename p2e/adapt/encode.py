@@ -11,13 +11,13 @@ from torch import Tensor
 
 from p2e.adapt.buckets import Bucket, Grid, assign_bucket, check_buckets
 from p2e.adapt.cache import RECIPE, RecordCache, content_digest, digest_of
-from p2e.adapt.clips import CaptionedClip, fit_clip
+from p2e.adapt.clips import CaptionedClip, fit_clip, read_clip
 from p2e.adapt.families import Adapter
 from p2e.adapt.families.adapter import Record
 from p2e.adapt.latents import to_model_range
 from p2e.errors import FormatError, InputError
 from p2e.files import sha256
-from p2e.render.video import Clip, read_video
+from p2e.render.video import Clip
 
 __all__ = ["Example", "encode_examples", "grid_of", "stack"]
 
@@ -87,7 +87,7 @@ class _Source:
 
     @cached_property
     def clip(self) -> Clip:
-        return _read(self.example)
+        return read_clip(self.example)
 
     def fitted(self, bucket: Bucket, fps: float) -> tuple[Tensor, Image.Image]:
         """The clip cut to a bucket, uint8 [1, F, 3, H, W], and its first frame; the whole video is let go."""
@@ -158,14 +158,6 @@ def _buckets(adapter: Adapter) -> tuple[Sequence[Bucket] | None, Grid]:
     if buckets is not None:
         check_buckets(buckets, grid, adapter.base.name)
     return buckets, grid
-
-
-def _read(example: CaptionedClip) -> Clip:
-    try:
-        return read_video(example.video)
-    except InputError as error:
-        message = str(error)
-        raise InputError(message if str(example.video) in message else f"{example.video}: {message}") from None
 
 
 def _available(frames: int, rate: float, fps: float) -> int:

@@ -102,7 +102,7 @@ def test_a_second_run_loads_neither_autoencoder_nor_text_encoder(
     second = adapt(clips, pipeline, tmp_path / "two.safetensors", config)
     assert loaded == []
     with monkeypatch.context() as patch:  # nor is a video decoded
-        patch.setattr("p2e.adapt.encode.read_video", lambda path: pytest.fail(f"{path} was decoded"))
+        patch.setattr("p2e.adapt.clips.read_video", lambda path: pytest.fail(f"{path} was decoded"))
         adapt(clips, pipeline, tmp_path / "three.safetensors", config)
     assert all(torch.equal(f.b, second.factors[key].b) for key, f in first.factors.items())
     # Another size, caption or autoencoder is another record.
