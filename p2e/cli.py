@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from p2e import __version__
-from p2e.commands import demo, hypernet, library, lora, video, world
+from p2e.commands import adapt, demo, hypernet, library, lora, video, world
 from p2e.errors import InputError, P2EError
 
 __all__ = ["PLUGIN_GROUP", "app", "main"]
@@ -78,7 +78,7 @@ app.command()(demo.demo)
 app.command()(hypernet.train)
 app.command()(hypernet.predict)
 app.command()(video.render)
-app.command()(video.adapt)
+app.command()(adapt.adapt)
 
 
 def show_version(wanted: bool) -> None:

@@ -286,6 +286,34 @@ def test_adapt(studio: Studio, tmp_path: Path) -> None:
     assert read_lora(output, studio.table).provenance.metadata["p2e.init"] == "melt.safetensors"
 
 
+def test_adapt_options_overrule_the_configuration(studio: Studio, tmp_path: Path) -> None:
+    clips, config, output = tmp_path / "clips", tmp_path / "adapt.yaml", tmp_path / "a.safetensors"
+    clips.mkdir()
+    run_well("world", "truth", "blue_mood", "-o", clips / "one.gif")
+    (clips / "one.txt").write_text("everything turns blue")
+    config.write_text("rank: 2\nsteps: 1\nsites: ['cross_attn.*']\nbuckets: [[5, 32, 32]]\nlearning_rate: 0.5\n")
+    adapt = ("adapt", clips, "-o", output, "--base", studio.base, "--config", config, "--cache", tmp_path / "cache")
+    assert "rank 2, 8 sites" in run_well(*adapt)
+    printed = run_well(*adapt, "--sites", "self_attn.[qk]", "--sites", "ffn.0", "--bucket", "9x48x32", "--batch", 2,
+                       "--accumulate", 2, "--fps", 8, "--shift", 5, "--sampling", "uniform", "--checkpointing",
+                       "--weights", "float32", "--learning-rate", 1e-3, "--expert", "both", "--seed", 7)  # fmt: skip
+    assert "rank 2, 6 sites" in printed
+    saved = json.loads((tmp_path / "a.json").read_text())
+    expected = {"rank": 2, "steps": 1, "sites": ["self_attn.[qk]", "ffn.0"], "buckets": [[9, 48, 32]], "batch": 2,
+                "accumulate": 2, "fps": 8.0, "shift": 5.0, "sampling": "uniform", "checkpointing": True,
+                "weights": "float32", "learning_rate": 1e-3, "expert": "both", "seed": 7}  # fmt: skip
+    assert expected.items() <= saved.items()
+    run_well("adapt", clips, "-o", tmp_path / "b.safetensors", "--base", studio.base, "--config", tmp_path / "a.json")
+    assert (tmp_path / "b.safetensors").read_bytes() == output.read_bytes()
+    for wrong, said in ((("--bucket", "9x48"), "9x48"), (("--bucket", "8x48x32"), "8 frames"),
+                        (("--sites", "blocks.9.*"), "blocks.9.*"), (("--expert", "middle"), "expert"),
+                        (("--expert", "low"), "one transformer"), (("--fps", 0), "fps"),
+                        (("--learning-rate", -1), "learning_rate"), (("--init", tmp_path / "none"), "none"),
+                        (("--bucket", "1001x32x32"), "too short"), (("--cache", config), config),
+                        (("--weights", "float16"), "weights")):  # fmt: skip
+        assert_mistake(run_cli(*adapt, *wrong), said)
+
+
 def test_adapt_of_bad_input(studio: Studio, tmp_path: Path) -> None:
     empty, config = tmp_path / "empty", tmp_path / "adapt.yaml"
     empty.mkdir()

@@ -3,11 +3,10 @@
 A folder holds `name.mp4` (or .gif) with `name.txt`, the caption, beside it; or a `clips.jsonl` of rows
 {"video": path, "caption": text} with paths relative to it.
 
-Shapes: P clips, F frames, H x W pixels.
+Shapes: F frames, H x W pixels.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from p2e.files import read_text
 from p2e.render.video import Clip, read_video
 from p2e.text import check_prompt
 
-__all__ = ["CaptionedClip", "fit_clip", "list_clips", "load_clips"]
+__all__ = ["CaptionedClip", "fit_clip", "list_clips", "read_clip"]
 
 ENDINGS = (".mp4", ".gif")
 
@@ -94,17 +93,14 @@ def fit_clip(clip: Clip, frames: int, height: int, width: int, fps: float) -> Te
     return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).contiguous()
 
 
-def load_clips(examples: Sequence[CaptionedClip], frames: int, height: int, width: int, fps: float) -> Tensor:
-    """uint8 [P, F, 3, H, W] of every example.
+def read_clip(example: CaptionedClip) -> Clip:
+    """The whole video of an example.
 
     Raises:
-        InputError: a video cannot be read, or is too short; the message names it.
+        InputError: it cannot be read; the message names it.
     """
-    clips = []
-    for example in examples:
-        try:
-            clips.append(fit_clip(read_video(example.video), frames, height, width, fps))
-        except InputError as error:
-            message = str(error)
-            raise InputError(message if str(example.video) in message else f"{example.video}: {message}") from None
-    return torch.stack(clips)
+    try:
+        return read_video(example.video)
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if str(example.video) in message else f"{example.video}: {message}") from None

@@ -1,12 +1,12 @@
 """Settings of LoRA fine-tuning. The defaults are the paper's recipe: cosine 1e-4 to 1e-5, 1% warm-up, 1,000 steps."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from p2e.config import Settings
 
-__all__ = ["AdaptConfig"]
+__all__ = ["AdaptConfig", "FineTuneConfig"]
 
 
 class AdaptConfig(Settings):
@@ -30,3 +30,47 @@ class AdaptConfig(Settings):
     )
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     seed: int = 0
+
+
+class FineTuneConfig(AdaptConfig):
+    """Fine-tuning of one LoRA of any base on clips of a folder: `p2e adapt`.
+
+    What is not given takes the base's own: sampling, shift, fps and buckets come from its pipeline folder.
+    """
+
+    sites: tuple[str, ...] = Field(
+        default=(),
+        description="which sites to adapt: globs over site names or module types ('*.self_attn.q', 'cross_attn.*'), "
+        "or 're:' and a regular expression; none is all",
+    )
+    expert: Literal["both", "high_noise", "low_noise"] = Field(
+        default="both", description="which transformer of a base of two is trained; each learns its side of the times"
+    )
+    accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
+    checkpointing: bool | None = Field(
+        default=None, description="recompute activations on the way back; None does so for a billion weights and more"
+    )
+    weights: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="type of the frozen base and its text encoder; auto is bfloat16 for a billion weights and more",
+    )
+    buckets: tuple[tuple[int, int, int], ...] | None = Field(
+        default=None,
+        description="(frames, height, width) that clips are cut to, each clip to the one nearest to it; "
+        "None finds them from the clips",
+    )
+    frames: int | None = Field(default=None, ge=1, description="longest length of the buckets that are found")
+    pixels: int | None = Field(default=None, ge=256, description="height x width of the buckets that are found, about")
+    fps: float | None = Field(default=None, gt=0, le=240, description="frames a second that clips are resampled to")
+    guidance: float = Field(default=1.0, ge=0, description="what a base with embedded guidance is told")
+    tiling: bool = Field(default=False, description="encode clips in tiles, which takes less memory")
+    save_every: int = Field(default=100, ge=0, description="steps between two saves of the run's state; 0 is never")
+    cache: str | None = Field(
+        default=None, description="folder of encoded clips and captions; the user's cache if None"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.weights == "bfloat16" and self.precision == "float32":
+            raise ValueError("weights: bfloat16 cannot be trained with precision: float32; set precision: bfloat16")
+        return self

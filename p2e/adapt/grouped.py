@@ -37,13 +37,19 @@ class LoraForm:
 
 
 class GroupedLinear(nn.Module):
-    """A frozen linear layer with G updates: row block g of the batch goes through W0 + B_g A_g."""
+    """A frozen linear layer with G updates: row block g of the batch goes through W0 + B_g A_g.
 
-    def __init__(self, linear: nn.Linear, a: Tensor, b: Tensor) -> None:
+    Args:
+        linear: the layer.
+        a: [G, r, d_in]; where a site has several layers, all of them share it.
+        b: [G, d_out, r], the rows of this layer.
+    """
+
+    def __init__(self, linear: nn.Linear, a: nn.Parameter, b: nn.Parameter) -> None:
         super().__init__()
         self.linear = linear
-        self.a = nn.Parameter(a)  # [G, r, d_in]
-        self.b = nn.Parameter(b)  # [G, d_out, r]
+        self.a = a
+        self.b = b
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L, d_in] -> [B, L, d_out]."""
@@ -57,7 +63,8 @@ class GroupedLoras:
     """G LoRAs over the sites of one base, as parameters [G, r, d_in] and [G, d_out, r] a site.
 
     Args:
-        base: the base whose sites are adapted; each site must be one layer of the transformer.
+        base: the base whose sites are adapted (`p2e.adapt.sites.narrowed` leaves some out); one of several transformers
+            takes a base of its sites alone. A site that the original fuses is one A over the layers of its parts.
         groups: G.
         rank: r.
         shared_start: all groups begin from one A; else each from its own draw. B begins at zero either way.
@@ -96,21 +103,28 @@ class GroupedLoras:
     @contextmanager
     def attached(self, transformer: nn.Module) -> Iterator[list[nn.Parameter]]:
         """Puts the updates into the transformer; yields the parameters to train, and takes them out at the end."""
-        layers: list[tuple[nn.Module, str, nn.Linear, GroupedLinear, str]] = []
+        layers: list[tuple[nn.Module, str, nn.Linear]] = []
+        trained: dict[str, tuple[nn.Parameter, list[nn.Parameter]]] = {}
         try:
             for site in self.base.sites:
-                parent_name, _, child = site.parts[0].name.rpartition(".")
-                parent = transformer.get_submodule(parent_name)
-                linear: Any = getattr(parent, child)
                 a, b = self.factors[site.key]
-                grouped = GroupedLinear(linear, a.detach(), b.detach())
-                setattr(parent, child, grouped)
-                layers.append((parent, child, linear, grouped, site.key))
-            yield [p for layer in layers for p in (layer[3].a, layer[3].b)]
+                rows = [part.rows for part in site.parts]
+                # One part is the rule, and keeps its B as it is; several get their rows as parameters of their own.
+                split = [b.detach()] if len(rows) == 1 else [x.clone() for x in b.detach().split(rows, dim=1)]
+                trained[site.key] = nn.Parameter(a.detach()), [nn.Parameter(x) for x in split]
+                for part, own in zip(site.parts, trained[site.key][1], strict=True):
+                    parent_name, _, child = part.name.rpartition(".")
+                    parent = transformer.get_submodule(parent_name)
+                    linear: Any = getattr(parent, child)
+                    setattr(parent, child, GroupedLinear(linear, trained[site.key][0], own))
+                    layers.append((parent, child, linear))
+            yield [p for a, parts in trained.values() for p in (a, *parts)]
         finally:
-            for parent, child, linear, grouped, key in layers:
+            for parent, child, linear in layers:
                 setattr(parent, child, linear)
-                self.factors[key] = (grouped.a.detach(), grouped.b.detach())
+            for key, (a, parts) in trained.items():
+                b = parts[0].detach() if len(parts) == 1 else torch.cat([x.detach() for x in parts], dim=1)
+                self.factors[key] = a.detach(), b
 
     def lora(self, group: int) -> Lora:
         """LoRA `group` as it stands, on the CPU, in its own form."""

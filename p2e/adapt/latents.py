@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["encode_pairs", "latent_statistics", "normalise", "to_model_range"]
+__all__ = ["encode_latents", "encode_pairs", "latent_statistics", "normalise", "to_model_range"]
 
 
 def to_model_range(clips: Tensor) -> Tensor:
@@ -49,3 +49,8 @@ def encode_pairs(
         for source, target in ((x, latents), (still, conditions)):
             target.append(normalise(vae, encode(source).float()).to(dtype))
     return torch.cat(latents), torch.cat(conditions)
+
+
+def encode_latents(vae: Any, clips: Tensor, batch: int = 8) -> tuple[Tensor, Tensor]:
+    """`encode_pairs` by the autoencoder's own `encode`, which takes clips of any length."""
+    return encode_pairs(vae, clips, lambda x: vae.encode(x).latent_dist.mode(), batch)

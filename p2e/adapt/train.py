@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p2e.adapt.config import AdaptConfig
 from p2e.adapt.flow import flow_loss, sample_times
 from p2e.adapt.grouped import GroupedLoras
+from p2e.adapt.state import AdaptState
 from p2e.schedule import warm_cosine
 
-__all__ = ["AdaptData", "train_loras"]
+__all__ = ["AdaptData", "optimise", "train_loras"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,53 @@ def clip_each(gradients: list[Tensor], limit: float) -> None:
         gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
 
 
+def optimise(
+    parameters: list[nn.Parameter], losses_of: Callable[[int, int], Tensor], groups: int, config: AdaptConfig, *,
+    accumulate: int = 1, on_step: Callable[[int, Tensor], None] | None = None, state: AdaptState | None = None,
+) -> Tensor:  # fmt: skip
+    """AdamW over the parameters of G LoRAs, by the recipe's rate; the mean losses of the last tenth of the steps, [G].
+
+    Args:
+        losses_of: (step, number of the batch in the step) -> the losses of each LoRA, [G].
+        accumulate: batches whose gradients are averaged into one step.
+        on_step: called with the step and the losses [G] (on the device; reading them waits for it).
+        state: where the run is kept, so that it can be cut off and go on; None keeps nothing.
+    """
+    device = parameters[0].device
+    tail = torch.zeros(groups, device=device)
+    tail_start = config.steps - max(1, config.steps // 10)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
+    )
+    first = 0 if state is None else state.load(parameters, optimizer, tail)
+    for step in range(first, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(config, step)
+        optimizer.zero_grad()
+        seen = []
+        for number in range(accumulate):
+            losses = losses_of(step, number)
+            (losses.sum() if accumulate == 1 else losses.sum() / accumulate).backward()
+            seen.append(losses.detach())
+        clip_each([p.grad for p in parameters if p.grad is not None], config.clip)
+        optimizer.step()
+        losses = seen[0] if accumulate == 1 else torch.stack(seen).mean(0)
+        if step >= tail_start:
+            tail += losses / (config.steps - tail_start)
+        if state is not None:
+            state.keep(step + 1, parameters, optimizer, tail)
+        if on_step is not None:
+            on_step(step, losses)
+    return tail
+
+
 def train_loras(
     transformer: Any, loras: GroupedLoras, data: AdaptData, config: AdaptConfig, *,
     on_step: Callable[[int, Tensor], None] | None = None, compiled: bool = False,
 ) -> Tensor:  # fmt: skip
     """Trains `loras` in place and returns the mean loss of each over the last tenth of the steps, [G].
+
+    For bases of the world's form, whose clips all have one size: shapes are fixed and nothing waits for the device.
 
     Args:
         transformer: the frozen base, on the device of `data`.
@@ -64,38 +107,25 @@ def train_loras(
     rows = torch.arange(groups, device=device).unsqueeze(1)
     drawn = 1 if config.shared_draws else groups
     transformer.requires_grad_(False)
-    tail = torch.zeros(groups, device=device)
-    tail_start = config.steps - max(1, config.steps // 10)
+    model = torch.compile(transformer) if compiled else transformer
+
+    def losses_of(_step: int, _number: int) -> Tensor:
+        pick = torch.randint(clips, (drawn, config.batch), generator=generator, device=device).expand(groups, -1)
+        if data.caption is None:
+            words = torch.randint(data.text.shape[1], (drawn, config.batch), generator=generator, device=device)
+            words = words.expand(groups, -1)
+        else:
+            words = data.caption[rows, pick]
+        x = data.latents[rows, pick].flatten(0, 1).float()
+        c = data.condition[rows, pick].flatten(0, 1).float()
+        text = data.text[rows, words].flatten(0, 1).float()
+        rest = (drawn * config.batch, *x.shape[1:])
+        times = sample_times(rest[0], generator, device, sampling=config.sampling, shift=config.shift)
+        noise = torch.randn(rest, generator=generator, device=device)
+        if drawn < groups:
+            times, noise = times.repeat(groups), noise.repeat(groups, *[1] * (noise.ndim - 1))
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            return flow_loss(model, x, c, text, times, noise).view(groups, -1).mean(1)
+
     with loras.attached(transformer) as parameters:
-        optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
-        )
-        model = torch.compile(transformer) if compiled else transformer
-        for step in range(config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = rate(config, step)
-            pick = torch.randint(clips, (drawn, config.batch), generator=generator, device=device).expand(groups, -1)
-            if data.caption is None:
-                words = torch.randint(data.text.shape[1], (drawn, config.batch), generator=generator, device=device)
-                words = words.expand(groups, -1)
-            else:
-                words = data.caption[rows, pick]
-            x = data.latents[rows, pick].flatten(0, 1).float()
-            c = data.condition[rows, pick].flatten(0, 1).float()
-            text = data.text[rows, words].flatten(0, 1).float()
-            rest = (drawn * config.batch, *x.shape[1:])
-            times = sample_times(rest[0], generator, device, sampling=config.sampling, shift=config.shift)
-            noise = torch.randn(rest, generator=generator, device=device)
-            if drawn < groups:
-                times, noise = times.repeat(groups), noise.repeat(groups, *[1] * (noise.ndim - 1))
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                losses = flow_loss(model, x, c, text, times, noise).view(groups, -1).mean(1)
-            optimizer.zero_grad()
-            losses.sum().backward()
-            clip_each([p.grad for p in parameters if p.grad is not None], config.clip)
-            optimizer.step()
-            if step >= tail_start:
-                tail += losses.detach() / (config.steps - tail_start)
-            if on_step is not None:
-                on_step(step, losses.detach())
-    return tail
+        return optimise(parameters, losses_of, groups, config, on_step=on_step)

@@ -1,4 +1,4 @@
-"""`p2e render` and `p2e adapt`: a LoRA to a video, and videos to a LoRA."""
+"""`p2e render`: a LoRA to a video."""
 
 from typing import Annotated
 
@@ -56,36 +56,3 @@ def render(
         )  # fmt: skip
     write_video(output, clip, scale=scale)
     print(f"wrote {output}: {len(clip)} frames of {clip.size[1]} x {clip.size[0]}, {clip.fps:g} a second")
-
-
-def adapt(
-    clips: Annotated[str, typer.Argument(metavar="CLIPS", help="Folder of NAME.mp4 and NAME.txt, or a clips.jsonl.")],
-    output: Output,
-    base: BaseFolder = "world",
-    init: Annotated[str | None, typer.Option(metavar="FILE", help="LoRA to begin from, such as a prediction.")] = None,
-    config: Annotated[str | None, typer.Option(metavar="FILE", help="YAML or JSON of an AdaptConfig.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Overrides the configuration's.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Overrides the configuration's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Overrides the configuration's.")] = None,
-    device: Device = None,
-) -> None:
-    """Train a LoRA on clips, from scratch or from a given LoRA."""
-    from p2e.adapt.config import AdaptConfig
-
-    given = AdaptConfig.parse({}) if config is None else AdaptConfig.load(config)
-    asked = {"steps": steps, "rank": rank, "seed": seed}
-    settings = AdaptConfig.parse(given.model_dump() | {k: v for k, v in asked.items() if v is not None}, "p2e adapt")
-    check_output(output)
-    quiet_libraries()
-    from p2e.adapt.run import adapt as run
-    from p2e.bases import open_base
-    from p2e.render.defaults import render_defaults
-
-    cut = render_defaults(open_base(base)[0])
-    where = pick_device(device)
-    with progress_bar("training") as update:
-        trained = run(
-            clips, base, output, settings, init=init, device=where, fps=cut.fps,
-            size=(cut.frames, cut.height, cut.width), on_step=lambda step, _: update(step + 1, settings.steps),
-        )  # fmt: skip
-    print(f"wrote {output}: rank {trained.rank}, {len(trained.factors)} sites of {trained.base}")

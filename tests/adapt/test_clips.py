@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from p2e.adapt.clips import fit_clip, list_clips, load_clips
+from p2e.adapt.clips import fit_clip, list_clips, read_clip
 from p2e.errors import InputError
 from p2e.render.video import Clip, write_mp4
 
@@ -27,7 +27,8 @@ def folder_of(tmp_path: Path, count: int = 2) -> Path:
 def test_pairs_of_a_folder(tmp_path: Path):
     found = list_clips(folder_of(tmp_path))
     assert [(f.video.name, f.caption) for f in found] == [("clip0.mp4", "caption 0"), ("clip1.mp4", "caption 1")]
-    assert load_clips(found, 5, 16, 16, 8.0).shape == (2, 5, 3, 16, 16)
+    assert read_clip(found[0]).frames.shape == (9, 32, 48, 3)
+    assert fit_clip(read_clip(found[1]), 5, 16, 16, 8.0).shape == (5, 3, 16, 16)
 
 
 def test_rows_of_a_listing(tmp_path: Path):
@@ -66,6 +67,10 @@ def test_what_is_missing_is_said(tmp_path: Path, prepare, said: str):
     assert "\n" not in str(caught.value)
 
 
-def test_a_short_clip_is_refused_by_name(tmp_path: Path):
-    with pytest.raises(InputError, match=r"clip0\.mp4.*too short"):
-        load_clips(list_clips(folder_of(tmp_path)), 17, 16, 16, 8.0)
+def test_a_clip_that_cannot_be_used_is_refused_by_name(tmp_path: Path):
+    (short, broken) = list_clips(folder_of(tmp_path))
+    with pytest.raises(InputError, match="too short: 17 frames"):
+        fit_clip(read_clip(short), 17, 16, 16, 8.0)
+    broken.video.write_bytes(b"no video")
+    with pytest.raises(InputError, match=r"clip1\.mp4"):
+        read_clip(broken)

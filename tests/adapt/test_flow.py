@@ -5,7 +5,7 @@ import torch
 from tiny import Z_CHANNELS, tiny_pipeline, tiny_states
 
 from p2e.adapt.flow import conditioned, flow_loss, sample_times
-from p2e.adapt.run import encode_latents
+from p2e.adapt.latents import encode_latents
 from p2e.adapt.sample import sample_latents
 
 
