@@ -5,7 +5,7 @@ Shapes: G LoRAs, P clips each, K captions each, Z latent channels, T text tokens
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from p2e.adapt.flow import flow_loss, sample_times
 from p2e.adapt.grouped import GroupedLoras
 from p2e.schedule import warm_cosine
 
-__all__ = ["AdaptData", "train_loras"]
+__all__ = ["AdaptData", "LoraRun", "RunKeeper", "train_loras"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,28 @@ class AdaptData:
     condition: Tensor
     text: Tensor
     caption: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LoraRun:
+    """All that changes while LoRAs are trained, to be saved and put back in place."""
+
+    parameters: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    tail: Tensor
+
+
+class RunKeeper(Protocol):
+    """Keeps a run on disk, so that it can be cut off and go on."""
+
+    def restore(self, run: LoraRun) -> int:
+        """Puts the run back where it was saved -> the steps it had taken; 0 where there is nothing."""
+        ...
+
+    def look(self, run: LoraRun, step: int) -> None:
+        """Called before a step, when `step` have been taken; may save, and may raise to end the run."""
+        ...
 
 
 def rate(config: AdaptConfig, step: int) -> float:
@@ -51,6 +73,7 @@ def clip_each(gradients: list[Tensor], limit: float) -> None:
 def train_loras(
     transformer: Any, loras: GroupedLoras, data: AdaptData, config: AdaptConfig, *,
     on_step: Callable[[int, Tensor], None] | None = None, compiled: bool = False,
+    keeper: RunKeeper | None = None,
 ) -> Tensor:  # fmt: skip
     """Trains `loras` in place and returns the mean loss of each over the last tenth of the steps, [G].
 
@@ -58,6 +81,7 @@ def train_loras(
         transformer: the frozen base, on the device of `data`.
         on_step: called with the step and the losses [G] (on the device; reading them waits for it).
         compiled: run the transformer under torch.compile; shapes are fixed, so it compiles once.
+        keeper: saves the run and puts it back.
     """
     device, groups, clips = data.latents.device, *data.latents.shape[:2]
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -71,7 +95,10 @@ def train_loras(
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
         )
         model = torch.compile(transformer) if compiled else transformer
-        for step in range(config.steps):
+        run = LoraRun(parameters, optimizer, generator, tail)
+        for step in range(keeper.restore(run) if keeper else 0, config.steps):
+            if keeper is not None:
+                keeper.look(run, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate(config, step)
             pick = torch.randint(clips, (drawn, config.batch), generator=generator, device=device).expand(groups, -1)

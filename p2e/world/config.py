@@ -7,7 +7,14 @@ from pydantic import Field
 from p2e.adapt.config import AdaptConfig
 from p2e.config import Settings
 
-__all__ = ["WorldBaseConfig", "WorldLibraryConfig", "WorldMeasureConfig", "WorldVaeConfig"]
+__all__ = [
+    "WorldBaseConfig", "WorldLibraryConfig", "WorldMeasureConfig", "WorldPrepareConfig", "WorldTextConfig",
+    "WorldVaeConfig",
+]  # fmt: skip
+
+
+class WorldTextConfig(Settings):
+    """The token states of the world's prompts leave nothing to choose."""
 
 
 class WorldVaeConfig(Settings):
@@ -53,6 +60,12 @@ class WorldLibraryConfig(Settings):
     adapt: AdaptConfig = AdaptConfig.parse(
         {"rank": 4, "batch": 4, "learning_rate": 2e-3, "shift": 2.0, "shared_start": True, "seed": 2}
     )
+
+
+class WorldPrepareConfig(Settings):
+    """The canonical targets of the library."""
+
+    rank: int = Field(default=4, ge=1, description="the hypernetwork's is the same: hypernet.hypernet.rank")
 
 
 class WorldMeasureConfig(Settings):

@@ -46,7 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(states, "encoder_for", lambda base: RandomEncoder())
         patch.setattr(train_vae, "build_vae", lambda: build_vae(base_dim=8, decoder_base_dim=8))
-        run(["text", "vae", "base", "library", "measure", "hypernet", "zero"], out, SMALL)
+        run([], out, SMALL)
     return out
 
 
@@ -65,11 +65,12 @@ def test_the_library_lists_what_was_trained(world: Path):
 
 
 def test_every_column_is_measured(world: Path):
-    rows = json.loads((world / "measure.json").read_text())
-    assert set(rows) == {spec.name for spec in EFFECTS[:2]}
-    for row in rows.values():
-        assert {"cap", "base", "lora", "zero", "random", "mean", "nearest", "split", "category"} == set(row)
-        assert all(row[column] <= 1 for column in COLUMNS)
+    measured, zero = (json.loads((world / name).read_text()) for name in ("measure.json", "zero.json"))
+    assert set(measured) == set(zero) == {spec.name for spec in EFFECTS[:2]}
+    for name, row in measured.items():
+        assert {"cap", "base", "lora", "split", "category"} == set(row)
+        assert {"zero", "random", "mean", "nearest", "split", "category"} == set(zero[name])
+        assert all((row | zero[name])[column] <= 1 for column in COLUMNS)
 
 
 def test_an_unknown_setting_is_refused(world: Path):
@@ -118,8 +119,9 @@ def test_the_schedule_warms_up_decays_and_ends():
         (["bass"], [], "the stages are"),
         (["vae"], ["steps=2"], "STAGE.KEY=JSON"),
         (["vae"], ["vae.steps=two"], "not JSON"),
-        (["base"], [], "run the stage vae first"),
-        (["hypernet"], [], "run the stage library first"),
+        (["hypernet"], ["hypernet.steps=2", "hypernet.steps.more=2"], "keep one"),
+        (["base"], [], "run the stage captions first"),
+        (["hypernet"], [], "run the stage text first"),
     ],
 )
 def test_a_wrong_stage_or_setting_is_refused(
