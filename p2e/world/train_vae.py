@@ -115,7 +115,8 @@ def train_vae(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
         step += 1
         if worker.is_first and step % 250 == 0:
             print(f"vae {step} loss {loss.item():.4f} {schedule.elapsed():.0f} s", flush=True)

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from p2e.errors import ConfigError, InputError
+from p2e.files import sha256
 from p2e.lora.library import Manifest
 from p2e.world import rebuild, states, train_vae
 from p2e.world.effects import EFFECTS
 from p2e.world.fidelity import COLUMNS
 from p2e.world.parallel import Worker, average_gradients, join
-from p2e.world.rebuild import run
+from p2e.world.pause import Paused
+from p2e.world.rebuild import run, status
 from p2e.world.schedule import Schedule
 from p2e.world.states import kept_states
 from p2e.world.vae import build_vae
@@ -71,6 +73,28 @@ def test_every_column_is_measured(world: Path):
         assert {"cap", "base", "lora", "split", "category"} == set(row)
         assert {"zero", "random", "mean", "nearest", "split", "category"} == set(zero[name])
         assert all((row | zero[name])[column] <= 1 for column in COLUMNS)
+
+
+def test_nothing_is_made_twice(world: Path):
+    assert {verdict.state for _, verdict in status(world, SMALL)} == {"done"}
+    changed = dict(status(world, [*SMALL, "prepare.rank=2"]))
+    assert [name for name, verdict in changed.items() if verdict.state != "done"] == ["prepare", "hypernet", "zero"]
+    run([], world, SMALL)  # without an encoder of its own it would take minutes
+    assert not (world / ".work").exists()
+
+
+def test_the_hypernetwork_goes_on_to_the_bit(world: Path):
+    settings = [*SMALL, "hypernet.steps=3", "hypernet.log_every=1"]
+    run(["hypernet"], world, settings)
+    whole = sha256(world / "checkpoint" / "model.safetensors")
+    for _ in range(2):
+        with pytest.raises(Paused, match="hypernet: paused after"):
+            run(["hypernet"], world, settings, force=["hypernet"], pause_after=0)
+    run(["hypernet"], world, settings, force=["hypernet"], pause_after=0)
+    assert sha256(world / "checkpoint" / "model.safetensors") == whole
+    history = json.loads((world / "checkpoint" / "history.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [1, 2, 3]
+    assert not (world / "checkpoint" / "training.safetensors").exists()
 
 
 def test_an_unknown_setting_is_refused(world: Path):
