@@ -44,8 +44,9 @@ def launch(module: str, arguments: Sequence[str], workers: int) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # Workers share the processor; without a word each would take all of it.
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    # Workers share the processor; without a word each would take all of it, and each would repeat the notices of
+    # transformers and diffusers.
+    defaults = {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
     processes: list[subprocess.Popen[bytes]] = []
 
     def end_all(*_: Any) -> None:
@@ -58,7 +59,7 @@ def launch(module: str, arguments: Sequence[str], workers: int) -> int:
         for rank in range(workers):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", module, *arguments]
-            processes.append(subprocess.Popen(command, env=os.environ | shared | threads | own))
+            processes.append(subprocess.Popen(command, env=defaults | os.environ | shared | own))
         return _wait(processes, end_all)
     finally:
         signal.signal(signal.SIGTERM, before)
