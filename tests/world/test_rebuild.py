@@ -217,8 +217,9 @@ def test_several_workers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     )
-    call = ["--out", str(tmp_path), "--set", "grow.steps=2"]
-    assert launch("toy_stages", ["seed", "grow", *call, "--pause-after", "0"], 2) == 75
+    settings = ["grow.steps=2", "grow.kill_at=1"]
+    call = ["seed", "grow", "--out", str(tmp_path), *(word for pair in settings for word in ("--set", pair))]
+    assert launch("toy_stages", call, 2) == 75
     assert json.loads((tmp_path / "stages.json").read_text())["seed"]["workers"] == 2
-    run([], tmp_path, ["grow.steps=2"])  # one worker goes on where two stopped
+    run([], tmp_path, settings)  # one worker goes on where two stopped
     assert grown(tmp_path) == {"sum": 6, "began_at": 1}
