@@ -52,14 +52,24 @@ class WorldBaseConfig(Settings):
     seed: int = 1
 
 
+class WorldAdaptConfig(AdaptConfig):
+    """The recipe of the world's LoRAs, where it differs from the general one."""
+
+    rank: int = Field(default=4, ge=1)
+    batch: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    shift: float = Field(default=2.0, gt=0)
+    shared_start: bool = True
+    shared_draws: bool = True
+    seed: int = 2
+
+
 class WorldLibraryConfig(Settings):
     """One LoRA an effect, many effects in a grouped batch."""
 
     effects: int | None = Field(default=None, ge=1, description="only the first so many of the table")
     clips: int = Field(default=48, ge=1, description="clips an effect, drawn once: the paper had about 50")
-    adapt: AdaptConfig = AdaptConfig.parse(
-        {"rank": 4, "batch": 4, "learning_rate": 2e-3, "shift": 2.0, "shared_start": True, "seed": 2}
-    )
+    adapt: WorldAdaptConfig = WorldAdaptConfig()
 
 
 class WorldPrepareConfig(Settings):

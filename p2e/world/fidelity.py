@@ -116,7 +116,7 @@ def measure_columns(
             for spec, score in zip(mine, scores.mean(1).tolist(), strict=True):
                 part[spec.name][column] = score
     target.with_suffix(f".{worker.rank}.part").write_text(json.dumps(part))
-    worker.mean(torch.zeros(1, device=worker.device))  # wait for the others
+    worker.mean(torch.zeros(1, device=worker.device)).item()  # waits for the others, whose files are then there
     if not worker.is_first:
         return {}
     rows: dict[str, dict[str, Any]] = json.loads(target.read_text()) if target.exists() else {}

@@ -29,10 +29,10 @@ def test_prompts_are_many_distinct_and_of_a_sensible_length() -> None:
     prompts = [prompt for spec in EFFECTS for prompt in spec.prompts]
     assert len({prompt.lower() for prompt in prompts}) == len(prompts)
     for spec in EFFECTS:
-        assert len(spec.prompts) >= 6, spec.name
+        assert len(spec.prompts) >= 14, spec.name
         assert spec.train_prompts + spec.unseen_prompts == spec.prompts and len(spec.unseen_prompts) == UNSEEN
     for prompt in prompts:
-        assert 8 <= len(prompt.split()) <= 25, prompt
+        assert 5 <= len(prompt.split()) <= 25, prompt
 
 
 def test_no_prompt_holds_its_effect_name_as_a_token() -> None:

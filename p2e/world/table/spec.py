@@ -1,7 +1,10 @@
 """What an effect is, and short forms to write tables of them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 __all__ = ["UNSEEN", "Category", "EffectSpec", "Split", "colour", "effect"]
@@ -17,7 +20,7 @@ class EffectSpec:
     """An effect: the words people ask for it with, and its point in the parameter space.
 
     Attributes:
-        prompts: six or more paraphrases; the last two are never shown in training.
+        prompts: twelve paraphrases for training, and two that are never shown in it.
         parameters: end values by name (`p2e.world.parameters`); sprites by name; the rest is zero.
     """
 
@@ -36,15 +39,22 @@ class EffectSpec:
         return self.prompts[-UNSEEN:]
 
 
-def effect(split: Split, name: str, category: Category, *prompts: str, **parameters: float | str) -> EffectSpec:
-    """An effect with the usual defaults: oscillations twice a clip, visitors of two fifths of the frame."""
+@cache
+def _prompts() -> dict[str, dict[str, list[str]]]:
+    return json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
+
+
+def effect(split: Split, name: str, category: Category, **parameters: float | str) -> EffectSpec:
+    """An effect with the usual defaults: oscillations twice a clip, visitors of two fifths of the frame. Its prompts
+    stand in prompts.json under its name."""
     if any(key in parameters for key in ("sway", "bounce", "wobble", "jelly", "daynight", "first_bob", "second_bob")):
         parameters.setdefault("rate", 2.0)
     for slot in ("first", "second"):
         if f"{slot}_sprite" in parameters or f"{slot}_twin" in parameters:
             parameters[f"{slot}_visitor"] = 1.0
             parameters.setdefault(f"{slot}_size", 0.42)
-    return EffectSpec(name, split, category, prompts, parameters)
+    words = _prompts()[name]
+    return EffectSpec(name, split, category, (*words["train"], *words["unseen"]), parameters)
 
 
 def colour(prefix: str, red: float, green: float, blue: float) -> dict[str, float]:
