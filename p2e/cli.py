@@ -98,7 +98,7 @@ def root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 1 a check found something, 2 a user's mistake, 130 interrupted."""
+    """Runs the command line and exits: 0 done, 1 a check found something, 2 a mistake, 75 paused, 130 interrupted."""
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="p2e", standalone_mode=False)
         sys.stdout.flush()

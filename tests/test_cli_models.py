@@ -276,7 +276,7 @@ def test_render_of_bad_input(studio: Studio, tmp_path: Path) -> None:
 def test_adapt(studio: Studio, tmp_path: Path) -> None:
     clips, config, output = tmp_path / "clips", tmp_path / "adapt.yaml", tmp_path / "a.safetensors"
     clips.mkdir()
-    run_well("world", "truth", "blue_mood", "-o", clips / "one.gif")
+    run_well("world", "clip", "blue_mood", "-o", clips / "one.gif")
     (clips / "one.txt").write_text("everything turns blue")
     config.write_text("rank: 2\nprecision: float32\n")
     adapt = ("adapt", clips, "-o", output, "--base", studio.base, "--config", config)
@@ -336,11 +336,11 @@ def test_world(tmp_path: Path) -> None:
     assert {"blue_mood"} <= {effect["name"] for effect in effects}
     assert len(run_well("world", "effects").splitlines()) == len(effects)
     run_well("world", "scene", "--scene", 3, "-o", tmp_path / "scene.png")
-    run_well("world", "truth", "blue_mood", "--scene", 3, "-o", tmp_path / "truth.gif")
+    run_well("world", "clip", "blue_mood", "--scene", 3, "-o", tmp_path / "truth.gif")
     with Image.open(tmp_path / "scene.png") as scene:
         assert scene.size == (96, 96)
     run_well("world", "show", "--effect", "blue_mood", "-o", tmp_path / "sheet.png")
-    assert_mistake(run_cli("world", "truth", "no_such", "-o", tmp_path / "a.gif"), "no_such")
+    assert_mistake(run_cli("world", "clip", "no_such", "-o", tmp_path / "a.gif"), "no_such")
     assert_mistake(run_cli("world", "scene", "--scene", 999, "-o", tmp_path / "a.png"), "999")
     assert_mistake(run_cli("world", "scene", "-o", tmp_path / "a.jpg"), "a.jpg")
     assert len(files_in(tmp_path)) == 3

@@ -75,7 +75,7 @@ def train_expert(
             return adapter.loss(transformer, batch, times, noise).mean(0, keepdim=True)
 
     with loras.attached(transformer) as parameters:
-        return optimise(parameters, losses_of, 1, config, accumulate=config.accumulate, on_step=on_step, state=state)
+        return optimise(parameters, losses_of, 1, config, accumulate=config.accumulate, on_step=on_step, keeper=state)
 
 
 def _resident(records: Sequence[dict[str, Tensor]], device: torch.device) -> list[dict[str, Tensor]]:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
+from p2e.adapt.train import LoraRun
 from p2e.errors import InputError
 from p2e.files import SafetensorsFile, write_safetensors
 
@@ -14,7 +14,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class AdaptState:
-    """Factors, AdamW's moments, step and mean loss of one transformer's run.
+    """The `RunKeeper` of `p2e adapt`: factors, AdamW's moments, step and mean loss of one transformer's run.
 
     Draws need no state: every step has a generator of its own (`p2e.adapt.batches`).
 
@@ -27,21 +27,21 @@ class AdaptState:
     def __init__(self, path: Path, digest: str, every: int) -> None:
         self.path, self.digest, self.every = path, digest, every
 
-    def keep(self, done: int, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, tail: Tensor) -> None:
+    def look(self, run: LoraRun, step: int) -> None:
         """Saves after every so many steps."""
-        if self.every and done % self.every == 0:
-            self.save(done, parameters, optimizer, tail)
+        if self.every and step and step % self.every == 0:
+            self.save(run, step)
 
-    def save(self, done: int, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, tail: Tensor) -> None:
-        tensors = {"tail": tail}
-        for index, parameter in enumerate(parameters):
+    def save(self, run: LoraRun, step: int) -> None:
+        tensors = {"tail": run.tail}
+        for index, parameter in enumerate(run.parameters):
             tensors[f"{index}.value"] = parameter.detach()
-            state = optimizer.state[parameter]
+            state = run.optimizer.state[parameter]
             tensors |= {f"{index}.{name}": state[name] for name in MOMENTS if name in state}
-        write_safetensors(self.path, tensors, {"p2e.run": self.digest, "p2e.step": str(done)})
+        write_safetensors(self.path, tensors, {"p2e.run": self.digest, "p2e.step": str(step)})
 
     @torch.no_grad()
-    def load(self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, tail: Tensor) -> int:
+    def restore(self, run: LoraRun) -> int:
         """Puts the run back where it was saved -> the steps done; 0 where nothing was.
 
         Raises:
@@ -55,15 +55,15 @@ class AdaptState:
                     f"{self.path}: belongs to an unfinished run of other settings, clips or base; go on with those, "
                     "delete the file, or write elsewhere"
                 )
-            tail.copy_(file.read("tail"))
-            for index, parameter in enumerate(parameters):
+            run.tail.copy_(file.read("tail"))
+            for index, parameter in enumerate(run.parameters):
                 parameter.copy_(file.read(f"{index}.value"))
                 names = [name for name in MOMENTS if f"{index}.{name}" in file]
                 if names:
                     state = {name: file.read(f"{index}.{name}") for name in names}
                     # AdamW keeps its count on the host unless it is fused.
-                    fused = optimizer.param_groups[0]["fused"]
-                    optimizer.state[parameter] = {
+                    fused = run.optimizer.param_groups[0]["fused"]
+                    run.optimizer.state[parameter] = {
                         name: value if name == "step" and not fused else value.to(parameter.device)
                         for name, value in state.items()
                     }

@@ -5,7 +5,7 @@ Shapes: G LoRAs, P clips each, K captions each, Z latent channels, T text tokens
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from p2e.adapt.config import AdaptConfig
 from p2e.adapt.flow import flow_loss, sample_times
 from p2e.adapt.grouped import GroupedLoras
-from p2e.adapt.state import AdaptState
 from p2e.schedule import warm_cosine
 
-__all__ = ["AdaptData", "optimise", "train_loras"]
+__all__ = ["AdaptData", "LoraRun", "RunKeeper", "optimise", "train_loras"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,28 @@ class AdaptData:
     caption: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class LoraRun:
+    """All that changes while LoRAs are trained, to be saved and put back in place."""
+
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator | None
+    tail: Tensor
+
+
+class RunKeeper(Protocol):
+    """Keeps a run on disk, so that it can be cut off and go on."""
+
+    def restore(self, run: LoraRun) -> int:
+        """Puts the run back where it was saved -> the steps it had taken; 0 where there is nothing."""
+        ...
+
+    def look(self, run: LoraRun, step: int) -> None:
+        """Called before a step, when `step` have been taken; may save, and may raise to end the run."""
+        ...
+
+
 def rate(config: AdaptConfig, step: int) -> float:
     """Learning rate of a step: linear warm-up, then a cosine from learning_rate to final_rate of it."""
     warmup = round(config.warmup_fraction * config.steps)
@@ -51,7 +72,8 @@ def clip_each(gradients: list[Tensor], limit: float) -> None:
 
 def optimise(
     parameters: list[nn.Parameter], losses_of: Callable[[int, int], Tensor], groups: int, config: AdaptConfig, *,
-    accumulate: int = 1, on_step: Callable[[int, Tensor], None] | None = None, state: AdaptState | None = None,
+    accumulate: int = 1, on_step: Callable[[int, Tensor], None] | None = None, keeper: RunKeeper | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:  # fmt: skip
     """AdamW over the parameters of G LoRAs, by the recipe's rate; the mean losses of the last tenth of the steps, [G].
 
@@ -59,7 +81,8 @@ def optimise(
         losses_of: (step, number of the batch in the step) -> the losses of each LoRA, [G].
         accumulate: batches whose gradients are averaged into one step.
         on_step: called with the step and the losses [G] (on the device; reading them waits for it).
-        state: where the run is kept, so that it can be cut off and go on; None keeps nothing.
+        keeper: keeps the run, so that it can be cut off and go on; None keeps nothing.
+        generator: what `losses_of` draws from, where it goes on from step to step, for the keeper.
     """
     device = parameters[0].device
     tail = torch.zeros(groups, device=device)
@@ -67,8 +90,10 @@ def optimise(
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
     )
-    first = 0 if state is None else state.load(parameters, optimizer, tail)
-    for step in range(first, config.steps):
+    run = LoraRun(parameters, optimizer, generator, tail)
+    for step in range(keeper.restore(run) if keeper else 0, config.steps):
+        if keeper is not None:
+            keeper.look(run, step)
         for group in optimizer.param_groups:
             group["lr"] = rate(config, step)
         optimizer.zero_grad()
@@ -82,8 +107,6 @@ def optimise(
         losses = seen[0] if accumulate == 1 else torch.stack(seen).mean(0)
         if step >= tail_start:
             tail += losses / (config.steps - tail_start)
-        if state is not None:
-            state.keep(step + 1, parameters, optimizer, tail)
         if on_step is not None:
             on_step(step, losses)
     return tail
@@ -92,6 +115,7 @@ def optimise(
 def train_loras(
     transformer: Any, loras: GroupedLoras, data: AdaptData, config: AdaptConfig, *,
     on_step: Callable[[int, Tensor], None] | None = None, compiled: bool = False,
+    keeper: RunKeeper | None = None,
 ) -> Tensor:  # fmt: skip
     """Trains `loras` in place and returns the mean loss of each over the last tenth of the steps, [G].
 
@@ -101,6 +125,7 @@ def train_loras(
         transformer: the frozen base, on the device of `data`.
         on_step: called with the step and the losses [G] (on the device; reading them waits for it).
         compiled: run the transformer under torch.compile; shapes are fixed, so it compiles once.
+        keeper: saves the run and puts it back.
     """
     device, groups, clips = data.latents.device, *data.latents.shape[:2]
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -128,4 +153,6 @@ def train_loras(
             return flow_loss(model, x, c, text, times, noise).view(groups, -1).mean(1)
 
     with loras.attached(transformer) as parameters:
-        return optimise(parameters, losses_of, groups, config, on_step=on_step)
+        return optimise(
+            parameters, losses_of, groups, config, on_step=on_step, keeper=keeper, generator=generator
+        )  # fmt: skip

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -104,24 +104,30 @@ class Trainer:
             self.step = load_state(self.output / STATE, self.model, self.optimizer, self.average, config, self.hashes)
         self.history: list[dict[str, float]] = []
 
-    def run(self, *, until: int | None = None, seconds: float | None = None, progress: bool = False) -> Path:
-        """Trains to the end, or to step `until`, or until `seconds` have passed, and saves -> the checkpoint's folder.
+    def run(
+        self, *, until: int | None = None, seconds: float | None = None, stop_when: Callable[[], bool] | None = None,
+        progress: bool = False,
+    ) -> Path:  # fmt: skip
+        """Trains to the end, or to step `until`, or until `seconds` have passed or `stop_when` says so, and saves ->
+        the checkpoint's folder.
 
-        The clock is read where losses are logged, so a run in seconds ends up to `log_every` steps late.
+        The clock is read and `stop_when` asked where losses are logged, so such a run ends up to `log_every` steps
+        late.
         """
         stop = min(self.config.steps, until or self.config.steps)
         board = self.output / "tensorboard" if self.config.tensorboard else None
         reporter = Reporter(self.config.steps, self.step, progress, board)
         try:
             if self.step < stop:
-                self._train(stop, reporter, math.inf if seconds is None else time.perf_counter() + seconds)
+                deadline = math.inf if seconds is None else time.perf_counter() + seconds
+                self._train(stop, reporter, lambda: time.perf_counter() > deadline or bool(stop_when and stop_when()))
             reporter.scalars(self.step, self.evaluate(), last=True)
             self.save()
         finally:
             reporter.close()
         return self.output
 
-    def _train(self, stop: int, reporter: Reporter, deadline: float) -> None:
+    def _train(self, stop: int, reporter: Reporter, over: Callable[[], bool]) -> None:
         config = self.config
         running = torch.zeros(len(Losses._fields), device=self.device)
         count, since = 0, time.perf_counter()
@@ -140,7 +146,7 @@ class Trainer:
                 self.history.append({"step": self.step, **values})
                 running.zero_()
                 count, since = 0, time.perf_counter()
-                if since > deadline:
+                if over():
                     return
             if not last and config.evaluate_every and self.step % config.evaluate_every == 0:
                 reporter.scalars(self.step, self.evaluate())

@@ -7,7 +7,14 @@ from pydantic import Field
 from p2e.adapt.config import AdaptConfig
 from p2e.config import Settings
 
-__all__ = ["WorldBaseConfig", "WorldLibraryConfig", "WorldMeasureConfig", "WorldVaeConfig"]
+__all__ = [
+    "WorldBaseConfig", "WorldLibraryConfig", "WorldMeasureConfig", "WorldPrepareConfig", "WorldTextConfig",
+    "WorldVaeConfig",
+]  # fmt: skip
+
+
+class WorldTextConfig(Settings):
+    """The token states of the world's prompts leave nothing to choose."""
 
 
 class WorldVaeConfig(Settings):
@@ -63,6 +70,12 @@ class WorldLibraryConfig(Settings):
     effects: int | None = Field(default=None, ge=1, description="only the first so many of the table")
     clips: int = Field(default=48, ge=1, description="clips an effect, drawn once: the paper had about 50")
     adapt: WorldAdaptConfig = WorldAdaptConfig()
+
+
+class WorldPrepareConfig(Settings):
+    """The canonical targets of the library."""
+
+    rank: int = Field(default=4, ge=1, description="the hypernetwork's is the same: hypernet.hypernet.rank")
 
 
 class WorldMeasureConfig(Settings):

@@ -87,7 +87,7 @@ class Loras:
 
 def measure_columns(
     config: WorldMeasureConfig, out: Path, worker: Worker, base: Base, transformer: Any, vae: Any,
-    states: Mapping[str, TextStates],
+    states: Mapping[str, TextStates], target: Path,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Measures the columns of the configuration, the effects shared out over the workers.
 
@@ -95,7 +95,7 @@ def measure_columns(
         states: effect name -> token states of its prompts, the training paraphrases first.
 
     Returns:
-        Effect -> {column: mean fidelity, split, category}: out/measure.json, to which the new columns are added.
+        Effect -> {column: mean fidelity, split, category}: the file `target`, to which the new columns are added.
     """
     from diffusers import UniPCMultistepScheduler
 
@@ -115,14 +115,13 @@ def measure_columns(
                 scores = measure(data, text, chosen, base, transformer, vae, scheduler)[0]
             for spec, score in zip(mine, scores.mean(1).tolist(), strict=True):
                 part[spec.name][column] = score
-    (out / f"measure-{worker.rank}.part").write_text(json.dumps(part))
+    target.with_suffix(f".{worker.rank}.part").write_text(json.dumps(part))
     worker.mean(torch.zeros(1, device=worker.device)).item()  # waits for the others, whose files are then there
     if not worker.is_first:
         return {}
-    target = out / "measure.json"
     rows: dict[str, dict[str, Any]] = json.loads(target.read_text()) if target.exists() else {}
     for rank in range(worker.size):
-        kept = out / f"measure-{rank}.part"
+        kept = target.with_suffix(f".{rank}.part")
         for name, row in json.loads(kept.read_text()).items():
             rows.setdefault(name, {}).update(row)
         kept.unlink()

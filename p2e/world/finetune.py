@@ -7,7 +7,6 @@ Shapes: F training effects, P clips of each, E effects a step and worker, n clip
 
 import copy
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from p2e.adapt.flow import sample_times
 from p2e.bases import WeightReader
 from p2e.bases.base import Base
 from p2e.config import AugmentConfig, Settings
+from p2e.files import write_text
 from p2e.hypernet.checkpoint import load_checkpoint, save_checkpoint
 from p2e.hypernet.variants import Predictor
 from p2e.lora.prepared import PreparedLibrary
@@ -33,7 +33,8 @@ from p2e.world.effects import effect_index
 from p2e.world.hypernet import KeptEncoder
 from p2e.world.library import effect_data
 from p2e.world.parallel import Worker, average_gradients
-from p2e.world.run_state import Paused, RunState
+from p2e.world.pause import Pause, Paused
+from p2e.world.run_state import RunState
 
 __all__ = ["FinetuneConfig", "finetune"]
 
@@ -42,7 +43,6 @@ class FinetuneConfig(Settings):
     """The second stage. Its rate falls by a cosine."""
 
     source: str = Field(default="checkpoint", description="the first stage's folder")
-    name: str = Field(default="finetuned", description="the folder that is written")
     steps: int = Field(default=2000, ge=1)
     effects_per_step: int = Field(default=16, ge=1, description="of each worker")
     clips_per_effect: int = Field(default=4, ge=1, description="in a step")
@@ -61,17 +61,17 @@ class FinetuneConfig(Settings):
 
 def finetune(
     config: FinetuneConfig, out: Path, base: Base, transformer: Any, vae: Any, text: Mapping[str, TextStates],
-    worker: Worker, *, deadline: float = math.inf,
-) -> Path:  # fmt: skip
-    """Goes on with the checkpoint out/source into out/name, on the prepared library of `out`.
+    worker: Worker, into: Path, *, state: Path, pause: Pause,
+) -> None:  # fmt: skip
+    """Goes on with the checkpoint out/source, on the prepared library of `out`; writes a checkpoint to `into`.
 
     Args:
         transformer, vae: of the base, on the worker's device.
         text: effect name -> token states of its prompts, the training paraphrases first.
-        deadline: of `time.perf_counter`, after which the run is paused.
+        state: file that keeps the run when it is paused, and from which it then goes on.
 
     Raises:
-        Paused: the deadline has passed; the state is saved.
+        Paused: it was due; the state is saved.
     """
     device, cuda = worker.device, worker.device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
@@ -96,7 +96,7 @@ def finetune(
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=cuda
     )
-    kept = RunState(out / f"{config.name}.state", model, average, [optimizer], config.model_dump(mode="json"))
+    kept = RunState(state, model, average, [optimizer], config.model_dump(mode="json"))
     step, before = kept.load()
     started = time.perf_counter() - before
     rows = torch.tensor([source.prompts[i][0] for i in source.train], device=device)
@@ -132,22 +132,19 @@ def finetune(
             recent, since = torch.zeros((), device=device), step
             if worker.is_first:
                 print(f"finetune {history[-1]} {time.perf_counter() - started:.0f} s", flush=True)
-        if step % 20 == 0 and worker.same_on_all(time.perf_counter() - deadline) > 0:
+        if step < config.steps and pause.due(step):
             if worker.is_first:
                 kept.save(step, time.perf_counter() - started)
-            raise Paused(f"finetune: paused after {step} of {config.steps} steps; run it again to go on")
+            raise Paused(f"finetune: paused after {step} of {config.steps} steps")
     through.close()
-    folder = out / config.name
     if worker.is_first:
         save_checkpoint(
-            folder, average, base=base, config=loaded.config, scales=loaded.scales, base_hash=loaded.base_hash,
+            into, average, base=base, config=loaded.config, scales=loaded.scales, base_hash=loaded.base_hash,
             library_hash=loaded.library_hash, targets=loaded.targets, step=step,
             training={"first_stage": loaded.settings["training"], "second_stage": config.model_dump(mode="json")},
             dtype=torch.bfloat16,
         )  # fmt: skip
-        (folder / "history.json").write_text(json.dumps({"history": history}))
-        kept.remove()
-    return folder
+        write_text(into / "history.json", json.dumps({"history": history}))
 
 
 def _clips(

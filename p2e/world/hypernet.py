@@ -9,6 +9,7 @@ import torch
 
 from p2e.bases import WeightReader
 from p2e.config import HypernetConfig, LossConfig, TrainConfig
+from p2e.files import write_text
 from p2e.hypernet.checkpoint import load_checkpoint
 from p2e.lora.library import Manifest, prepare_library
 from p2e.lora.lora import Lora
@@ -17,8 +18,9 @@ from p2e.predict import predict_loras
 from p2e.text import TextStates
 from p2e.training.loop import Trainer
 from p2e.world.effects import EFFECTS
+from p2e.world.pause import Pause, Paused
 
-__all__ = ["WORLD_HYPERNET", "KeptEncoder", "predict_effects", "prepare_world", "train_hypernet"]
+__all__ = ["WORLD_HYPERNET", "KeptEncoder", "predict_effects", "prepare_world", "train_hypernet", "world_hypernet"]
 
 WORLD_HYPERNET = TrainConfig(
     library="prepared", output="checkpoint",
@@ -46,28 +48,45 @@ class KeptEncoder:
         return TextStates(torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows]))
 
 
-def prepare_world(out: Path, base: Any, rank: int, device: str) -> PreparedLibrary:
-    """Canonical targets of the library in `out`, beside it."""
+def prepare_world(out: Path, base: Any, rank: int, device: str, into: Path) -> PreparedLibrary:
+    """Canonical targets of the library in `out`, written to the folder `into`."""
     manifest = Manifest.load(out / "library" / "manifest.yaml")
-    return prepare_library(manifest, out / "prepared", base=base, rank=rank, device=device)
+    return prepare_library(manifest, into, base=base, rank=rank, device=device)
 
 
-def train_hypernet(out: Path, base: Any, text: Mapping[str, TextStates], changes: Mapping[str, Any],
-                   name: str = "checkpoint") -> Path:  # fmt: skip
-    """Trains the world's hypernetwork on the prepared library of `out`, into out/name.
+def world_hypernet(changes: Mapping[str, Any]) -> TrainConfig:
+    """WORLD_HYPERNET with changes; nested ones are mappings.
 
-    Args:
-        changes: settings that differ from WORLD_HYPERNET; nested ones as mappings.
+    Raises:
+        ConfigError: a setting is unknown, or its value is wrong.
     """
     values = WORLD_HYPERNET.model_dump()
     for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(value, Mapping) else value
-    values |= {"library": str(out / "prepared"), "output": str(out / name), "base": str(out / "base")}
-    config = TrainConfig.parse(values)
+        nested = isinstance(value, Mapping) and isinstance(values.get(key), dict)
+        values[key] = {**values[key], **value} if nested else value
+    return TrainConfig.parse(values, "hypernet")
+
+
+def train_hypernet(out: Path, base: Any, text: Mapping[str, TextStates], config: TrainConfig, into: Path,
+                   pause: Pause, library: Path | None = None) -> Path:  # fmt: skip
+    """Trains the world's hypernetwork, or goes on with the run that `into` holds.
+
+    Args:
+        out: the folder of base and prepared library; `library` is another prepared one.
+
+    Raises:
+        Paused: it was due; the state is saved.
+    """
+    paths = {"library": str(library or out / "prepared"), "output": str(into), "base": str(out / "base")}
+    config = config.model_copy(update=paths)
     weights = WeightReader(base, out / "base")
     trainer = Trainer(config, base, weights, PreparedLibrary.open(config.library), KeptEncoder(text))
-    folder = trainer.run()
-    (folder / "history.json").write_text(json.dumps({"history": trainer.history, "final": trainer.evaluate()}))
+    file = into / "history.json"
+    history = json.loads(file.read_text())["history"] if trainer.step and file.exists() else []
+    folder = trainer.run(stop_when=pause.over)
+    write_text(file, json.dumps({"history": history + trainer.history, "final": trainer.evaluate()}))
+    if trainer.step < config.steps:
+        raise Paused(f"hypernet: paused after {trainer.step} of {config.steps} steps")
     return folder
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from p2e.adapt.config import AdaptConfig
 from p2e.adapt.grouped import GroupedLoras, LoraForm
-from p2e.adapt.train import AdaptData, train_loras
+from p2e.adapt.train import AdaptData, RunKeeper, train_loras
 from p2e.bases.base import Base
 from p2e.files import atomic_path, sha256
 from p2e.lora.formats import write_lora
@@ -74,7 +74,7 @@ def effect_data(
 def train_effects(
     indices: Sequence[int], base: Base, transformer: Any, vae: Any, text: dict[str, TextStates], worker: Worker,
     config: WorldLibraryConfig, *, adapt: AdaptConfig | None = None, init: Sequence[Lora] | None = None,
-    wild: bool = False,
+    wild: bool = False, keeper: RunKeeper | None = None,
 ) -> tuple[list[Lora], Tensor]:  # fmt: skip
     """LoRAs of the effects at `indices`, the work spread over the workers, all of them returned on every worker.
 
@@ -82,6 +82,7 @@ def train_effects(
         adapt: the recipe, where it is not the library's own.
         init: begin from these, one an effect.
         wild: ranks and sites as `wild_form` mixes them; else the recipe's rank everywhere.
+        keeper: saves the run of this worker and puts it back.
 
     Returns:
         The LoRAs, in the order of `indices`, and the mean loss of each over its last steps [len(indices)].
@@ -103,7 +104,9 @@ def train_effects(
         if worker.is_first and (step + 1) % 200 == 0:
             print(f"loras {step + 1} loss {losses.mean().item():.4f}", flush=True)
 
-    losses = train_loras(transformer, loras, data, recipe, on_step=report, compiled=worker.device.type == "cuda")
+    losses = train_loras(
+        transformer, loras, data, recipe, on_step=report, compiled=worker.device.type == "cuda", keeper=keeper
+    )
     gathered = {key: (worker.gather(a), worker.gather(b)) for key, (a, b) in loras.factors.items()}
     everyone = worker.gather(losses)[: len(indices)]
     whole = [

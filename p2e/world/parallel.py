@@ -7,12 +7,13 @@ than a wrapper and leaves torch.compile alone. Training on a cluster is another 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Worker", "average_gradients", "join"]
+__all__ = ["Worker", "average_gradients", "join", "leave"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,15 @@ def join() -> Worker:
     else:
         device = torch.device("cpu")
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Some stages keep the first worker busy alone, for longer than the ten minutes others would wait.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     return Worker(rank, size, device)
+
+
+def leave() -> None:
+    """Takes leave of the group, which all its workers do together."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def average_gradients(parameters: Iterable[Tensor], worker: Worker) -> None:

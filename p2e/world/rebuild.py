@@ -1,213 +1,108 @@
-"""Makes the world from nothing, stage by stage: `torchrun --nproc-per-node N -m p2e.world.rebuild STAGE ... --out DIR`.
+"""Makes the world from nothing, stage by stage: `p2e world rebuild`, or `torchrun -m p2e.world.rebuild`.
 
-Stages, in order: text (token states of all prompts; needs no GPU), vae, base, library, measure, hypernet, zero. Each
-writes into DIR and reads what the stages before it wrote there, so they can run in one call or in several.
+Stages, in order: text and captions (token states of all prompts; they need no GPU), vae, base, library, measure,
+prepare, hypernet, finetune, zero, ablations (`p2e.world.pipeline` has them). Each reads what the stages before it wrote
+into DIR; one that is done is skipped (`p2e.world.stages` says when that is), so the same command goes on where it was
+paused or cut off.
 """
 
 import argparse
 import json
-import math
-import time
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from p2e.config import Settings
+from p2e.errors import InputError, P2EError
+from p2e.world.parallel import join, leave
+from p2e.world.pause import PAUSED, Paused
+from p2e.world.pipeline import STAGES
+from p2e.world.runner import plan, run_stages
+from p2e.world.stages import Verdict
 
-from p2e.bases.wan import WAN_BASES
-from p2e.errors import InputError
-from p2e.text import TextStates
-from p2e.world.config import WorldBaseConfig, WorldLibraryConfig, WorldVaeConfig
-from p2e.world.effects import EFFECTS
-from p2e.world.motion import CAPTIONS
-from p2e.world.parallel import Worker, join
-from p2e.world.states import kept_states
-from p2e.world.table.spec import UNSEEN
-
-__all__ = ["STAGES", "main", "run"]
-
-WORLD = WAN_BASES["world"]
-SHARD = "14MB"
-SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}
+__all__ = ["STAGES", "check", "main", "run", "status"]
 
 
-def _overrides(pairs: Sequence[str], stage: str) -> dict[str, Any]:
-    """{"max_seconds": 60} of ["vae.max_seconds=60"] for the stage "vae"; nested keys by further dots."""
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        name, *path = key.split(".")
-        if name not in STAGES or not path or not equals:
-            raise InputError(f"{pair!r} is not a setting; write STAGE.KEY=JSON, such as vae.steps=100")
-        if name == stage:
-            target = values
-            for step in path[:-1]:
-                target = target.setdefault(step, {})
-            try:
-                target[path[-1]] = json.loads(value)
-            except ValueError:
-                raise InputError(f"{pair!r}: the value is not JSON; quote a text, such as '\"float32\"'") from None
-    return values
-
-
-def made_by(stage: str, path: Path) -> Path:
-    """`path`, which an earlier stage wrote.
+def check(stages: Sequence[str], pairs: Sequence[str], force: Sequence[str] = ()) -> dict[str, Settings]:
+    """The settings of every stage, changed by `pairs` such as "vae.max_seconds=60" or "hypernet.loss.update=1".
 
     Raises:
-        InputError: it is not there.
+        InputError: there is no such stage or setting, or `force` names a stage that is not to run.
     """
-    if not path.exists():
-        raise InputError(f"{path}: not there yet; run the stage {stage} first")
-    return path
-
-
-def open_vae(out: Path, device: torch.device) -> Any:
-    from diffusers import AutoencoderKLWan
-
-    vae: Any = AutoencoderKLWan.from_pretrained(made_by("vae", out / "base" / "vae"))
-    return vae.to(device, torch.float32).requires_grad_(False).eval()
-
-
-def open_transformer(out: Path, device: torch.device) -> Any:
-    from diffusers import WanTransformer3DModel
-
-    model: Any = WanTransformer3DModel.from_pretrained(made_by("base", out / "base" / "transformer"))
-    return model.to(device, torch.float32).requires_grad_(False).eval()
-
-
-def write_pipeline_files(out: Path) -> None:
-    """Makes out/base a pipeline folder: the scheduler, and the index that names the classes of its parts."""
-    import diffusers
-
-    scheduler = diffusers.UniPCMultistepScheduler(**SCHEDULER)
-    scheduler.save_pretrained(out / "base" / "scheduler")
-    pipeline: Any = diffusers.WanImageToVideoPipeline
-    pipeline(
-        tokenizer=None, text_encoder=None, vae=open_vae(out, torch.device("cpu")), scheduler=scheduler,
-        transformer=open_transformer(out, torch.device("cpu")),
-    ).save_config(out / "base")  # fmt: skip
-
-
-def effect_states(out: Path) -> dict[str, TextStates]:
-    """Token states of every effect's prompts, in the order of its table: training paraphrases, then unseen ones."""
-    prompts = [prompt for spec in EFFECTS for prompt in spec.prompts]
-    states, table, start = kept_states(prompts, out / "text"), {}, 0
-    for spec in EFFECTS:
-        table[spec.name] = states[start : start + len(spec.prompts)]
-        start += len(spec.prompts)
-    return table
-
-
-def stage_text(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
-    if worker.is_first:
-        effect_states(out)
-        kept_states(CAPTIONS, out / "text")
-
-
-def stage_vae(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
-    from p2e.world.train_vae import train_vae
-
-    train_vae(WorldVaeConfig.parse(_overrides(pairs, "vae")), out / "base" / "vae", worker)
-
-
-def stage_base(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
-    from p2e.world.train_base import train_base
-
-    settings = _overrides(pairs, "base")
-    deadline = time.perf_counter() + settings.pop("pause_after", math.inf)
-    config = WorldBaseConfig.parse(settings)
-    vae, captions = open_vae(out, worker.device), kept_states(CAPTIONS, out / "text")
-    folder = out / "base" / "transformer"
-    train_base(config, vae, captions, folder, worker, state=out / "base.state", deadline=deadline)
-    if worker.is_first:
-        write_pipeline_files(out)
-
-
-def stage_library(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
-    from p2e.world.library import train_effects, write_library
-
-    config = WorldLibraryConfig.parse(_overrides(pairs, "library"))
-    text = {name: states[: len(states.mask) - UNSEEN] for name, states in effect_states(out).items()}
-    transformer, vae = open_transformer(out, worker.device), open_vae(out, worker.device)
-    specs = EFFECTS[: config.effects]
-    started = time.perf_counter()
-    loras, losses = train_effects(range(len(specs)), WORLD, transformer, vae, text, worker, config, wild=True)
-    if worker.is_first:
-        seconds = time.perf_counter() - started
-        metadata = {
-            "trained_by": "p2e.world.rebuild library", "steps": str(config.adapt.steps), "seconds": f"{seconds:.0f}",
-            "workers": str(worker.size), "loss": f"{losses.mean():.4f}",
-        }  # fmt: skip
-        write_library(specs, loras, WORLD, out / "library", metadata)
-        print("library", metadata, flush=True)
-
-
-def stage_measure(out: Path, worker: Worker, pairs: Sequence[str], stage: str = "measure") -> None:
-    """Fidelity of every effect under each column, written to out/measure.json beside what stands there."""
-    from p2e.world.config import WorldMeasureConfig
-    from p2e.world.fidelity import measure_columns
-
-    columns = {"measure": ("cap", "base", "lora"), "zero": ("zero", "random", "mean", "nearest")}[stage]
-    config = WorldMeasureConfig.parse({"columns": columns} | _overrides(pairs, stage))
-    made_by("library", out / "library" / "manifest.yaml")
-    models = open_transformer(out, worker.device), open_vae(out, worker.device)
-    measure_columns(config, out, worker, WORLD, *models, effect_states(out))
-
-
-def stage_hypernet(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
-    """On the first worker alone: a hypernetwork of this size wants one GPU."""
-    from p2e.world.hypernet import WORLD_HYPERNET, prepare_world, train_hypernet
-
-    if worker.is_first:
-        made_by("library", out / "library" / "manifest.yaml")
-        if not (out / "prepared").exists():
-            prepare_world(out, WORLD, WORLD_HYPERNET.hypernet.rank, str(worker.device))
-        settings = _overrides(pairs, "hypernet")
-        train_hypernet(out, WORLD, effect_states(out), settings, settings.pop("name", "checkpoint"))
-
-
-def stage_finetune(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
-    from p2e.world.finetune import FinetuneConfig, finetune
-
-    config = FinetuneConfig.parse(_overrides(pairs, "finetune"))
-    made_by("hypernet", out / config.source)
-    models = open_transformer(out, worker.device), open_vae(out, worker.device)
-    finetune(config, out, WORLD, *models, effect_states(out), worker)
-
-
-def stage_zero(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
-    stage_measure(out, worker, pairs, "zero")
-
-
-STAGES = {
-    "text": stage_text, "vae": stage_vae, "base": stage_base, "library": stage_library, "measure": stage_measure,
-    "hypernet": stage_hypernet, "finetune": stage_finetune, "zero": stage_zero,
-}  # fmt: skip
-
-
-def run(stages: Sequence[str], out: Path, pairs: Sequence[str] = ()) -> None:
-    """Runs stages in the order given. `pairs` are overrides of their settings: "vae.max_seconds=60"."""
-    for stage in stages:
+    for stage in (*stages, *force):
         if stage not in STAGES:
             raise InputError(f"no stage is named {stage!r}; the stages are {', '.join(STAGES)}")
-    worker = join()
-    out.mkdir(parents=True, exist_ok=True)
-    for stage in stages:
-        started = time.perf_counter()
-        STAGES[stage](out, worker, pairs)
-        if worker.size > 1:
-            torch.distributed.barrier()
-        if worker.is_first:
-            print(f"stage {stage}: {time.perf_counter() - started:.1f} s on {worker.size} workers", flush=True)
+    if stages and (others := [stage for stage in force if stage not in stages]):
+        raise InputError(f"--force {others[0]}: not among the stages to run; name it there too")
+    changes: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        stage, *path = key.split(".")
+        if stage not in STAGES or not path or not equals:
+            raise InputError(f"{pair!r} is not a setting; write STAGE.KEY=JSON, such as vae.steps=100")
+        target = changes[stage]
+        for step in path[:-1]:
+            target = target.setdefault(step, {})
+            if not isinstance(target, dict):
+                raise InputError(f"{pair!r}: {step} is set to a value before; keep one of the two")
+        try:
+            target[path[-1]] = json.loads(value)
+        except ValueError:
+            raise InputError(f"{pair!r}: the value is not JSON; quote a text, such as '\"float32\"'") from None
+    return {name: stage.settings(changes[name]) for name, stage in STAGES.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", nargs="+", choices=list(STAGES))
+def run(
+    stages: Sequence[str], out: Path, pairs: Sequence[str] = (), *, force: Sequence[str] = (),
+    pause_after: float | None = None,
+) -> None:  # fmt: skip
+    """Makes the stages named, or all, in this process, one of those that torchrun started where it did.
+
+    Args:
+        out: DIR.
+        pairs: changed settings.
+        force: stages that run even if they are done.
+        pause_after: seconds.
+
+    Raises:
+        Paused: the time is up, or SIGTERM came; the same call goes on.
+        InputError: see `check`; or an input of a stage is missing, and the message names the stage to run.
+    """
+    settings = check(stages, pairs, force)
+    run_stages(STAGES, stages or list(STAGES), out, settings, join(), force=force, pause_after=pause_after)
+
+
+def status(out: Path, pairs: Sequence[str] = ()) -> Iterator[tuple[str, Verdict]]:
+    """What a run of all stages with these settings would find."""
+    return plan(STAGES, out, check((), pairs))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exits with 0 done, 2 a mistake, 75 paused."""
+    parser = argparse.ArgumentParser(prog="p2e.world.rebuild", description=__doc__)
+    parser.add_argument("stages", nargs="*", metavar="STAGE")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], dest="pairs", metavar="STAGE.KEY=JSON")
-    arguments = parser.parse_args()
-    run(arguments.stages, arguments.out, arguments.pairs)
+    parser.add_argument("--force", action="append", default=[], metavar="STAGE")
+    parser.add_argument("--pause-after", type=float, metavar="SECONDS")
+    given = parser.parse_args(arguments)
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        run(given.stages, given.out, given.pairs, force=given.force, pause_after=given.pause_after)
+    except Paused as paused:
+        if first:
+            print(paused, flush=True)
+        leave()
+        sys.exit(PAUSED)
+    except P2EError as error:
+        if first:
+            print(f"p2e: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    leave()
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ recolour, warp and bring things in without knowing any effect. `torchrun -m p2e.
 
 import copy
 import json
-import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,9 @@ from p2e.text import TextStates
 from p2e.world.config import WorldBaseConfig
 from p2e.world.latent_pool import LatentPool
 from p2e.world.parallel import Worker, average_gradients
+from p2e.world.pause import Pause, Paused
 from p2e.world.pool import draw_pool
-from p2e.world.run_state import Paused, RunState
+from p2e.world.run_state import RunState
 from p2e.world.schedule import Schedule
 from p2e.world.vae import encode_clip
 
@@ -76,7 +75,7 @@ def unseen_loss(transformer: Any, draw: Any, text: Tensor, config: WorldBaseConf
 
 def train_base(
     config: WorldBaseConfig, vae: Any, captions: TextStates, out: Path, worker: Worker, *,
-    state: Path | None = None, deadline: float = math.inf,
+    state: Path, pause: Pause,
 ) -> dict[str, float]:  # fmt: skip
     """Trains the transformer and saves its running average to `out` as diffusers does, with report.json.
 
@@ -84,10 +83,10 @@ def train_base(
         vae: the trained autoencoder, on the worker's device.
         captions: token states of `motion.CAPTIONS`, in that order.
         state: file that keeps the run when it is paused, and from which it then goes on.
-        deadline: of `time.perf_counter`, after which the run is paused.
+        pause: when that is.
 
     Raises:
-        Paused: the deadline has passed; the state is saved.
+        Paused: it was due; the state is saved.
     """
     torch.manual_seed(config.seed)
     device, cuda = worker.device, worker.device.type == "cuda"
@@ -96,10 +95,10 @@ def train_base(
     parameters = list(transformer.parameters())
     optimizers = make_optimizers(transformer, config, cuda)
     kept = RunState(
-        state or out.parent / "base.state", transformer, average, optimizers,
-        config.model_dump(mode="json", exclude={"measured"}),
+        state, transformer, average, optimizers, config.model_dump(mode="json", exclude={"measured"})
     )  # fmt: skip
     step, before = kept.load()
+    begun = step
     schedule = Schedule(config.steps, config.warmup, config.max_seconds, worker, before)
 
     def draw(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,6 +112,10 @@ def train_base(
     compiled = torch.compile(transformer) if cuda else transformer
     generator, loss = torch.Generator(device), torch.zeros(())
     while (scale := schedule.scale(step)) is not None:
+        if step > begun and pause.due(step):
+            if worker.is_first:
+                kept.save(step, schedule.elapsed())
+            raise Paused(f"base: paused after {step} of {config.steps} steps")
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * scale
@@ -138,10 +141,6 @@ def train_base(
             print(f"base {step} loss {loss.item():.4f} {schedule.elapsed():.0f} s", flush=True)
         if config.renew_every and step % config.renew_every == 0:
             pool.renew()
-        if step % 20 == 0 and worker.same_on_all(time.perf_counter() - deadline) > 0:
-            if worker.is_first:
-                kept.save(step, schedule.elapsed())
-            raise Paused(f"base: paused after {step} of {config.steps} steps; run it again to go on")
     report = {
         "steps": step, "workers": worker.size, "seconds_drawing_first": drawn, "seconds": schedule.elapsed(),
         "loss": loss.item(), "unseen_loss": unseen_loss(average, draw, text, config, device),
@@ -149,6 +148,5 @@ def train_base(
     if worker.is_first:
         average.to(torch.bfloat16).save_pretrained(out, max_shard_size="14MB")
         (out / "report.json").write_text(json.dumps(report | {"config": config.model_dump(mode="json")}, indent=1))
-        kept.remove()
         print("base", report, flush=True)
     return report

@@ -17,7 +17,9 @@ from torch import Tensor
 from p2e.adapt.latents import to_model_range
 from p2e.world.config import WorldVaeConfig
 from p2e.world.parallel import Worker, average_gradients
+from p2e.world.pause import Pause, Paused
 from p2e.world.pool import draw_effect_clips, draw_pool
+from p2e.world.run_state import RunState
 from p2e.world.schedule import Schedule
 from p2e.world.vae import build_vae, channels_last, decode_clip, encode_clip, psnr
 
@@ -54,14 +56,21 @@ def fit_latent_statistics(vae: Any, clips: Tensor, worker: Worker, batch: int = 
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
 
 
-def train_vae(config: WorldVaeConfig, out: Path, worker: Worker, init: Path | None = None) -> dict[str, float]:
+def train_vae(
+    config: WorldVaeConfig, out: Path, worker: Worker, *, state: Path, pause: Pause, init: Path | None = None
+) -> dict[str, float]:
     """Trains the autoencoder and saves it to `out` as diffusers does, in float32, with its numbers in report.json.
 
     Args:
+        state: file that keeps the run when it is paused, and from which it then goes on.
+        pause: when that is.
         init: a saved autoencoder to go on from (weights only; the optimizer starts anew).
 
     Returns:
         Seconds, steps, and PSNR on unseen motion clips and effect clips: mean and worst clip.
+
+    Raises:
+        Paused: it was due; the state is saved.
     """
     from diffusers import AutoencoderKLWan
 
@@ -79,11 +88,20 @@ def train_vae(config: WorldVaeConfig, out: Path, worker: Worker, init: Path | No
     parameters = list(vae.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=cuda)
     compiled = torch.compile(vae_loss) if cuda else vae_loss
-    schedule = Schedule(config.steps, config.warmup, config.max_seconds, worker)
+    kept = RunState(state, vae, average, [optimizer], config.model_dump(mode="json", exclude={"measured"}))
+    step, before = kept.load()
+    begun = step
+    schedule = Schedule(config.steps, config.warmup, config.max_seconds, worker, before)
     height, width = pool.shape[-2] // 8, pool.shape[-1] // 8
     shape = (config.batch, vae.config.z_dim, 1 + (pool.shape[1] - 1) // 4, height, width)
-    step, loss = 0, torch.zeros(())
+    loss = torch.zeros(())
     while (scale := schedule.scale(step)) is not None:
+        if step > begun and pause.due(step):
+            if worker.is_first:
+                kept.save(step, schedule.elapsed())
+            raise Paused(f"vae: paused after {step} of {config.steps} steps")
+        # By the step, so that a run that goes on draws what it would have drawn.
+        generator.manual_seed((config.seed * 1_000_003 + step) * worker.size + worker.rank)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * scale
         index = torch.randint(len(pool), (config.batch,), generator=generator, device=worker.device)
@@ -97,7 +115,8 @@ def train_vae(config: WorldVaeConfig, out: Path, worker: Worker, init: Path | No
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
         step += 1
         if worker.is_first and step % 250 == 0:
             print(f"vae {step} loss {loss.item():.4f} {schedule.elapsed():.0f} s", flush=True)

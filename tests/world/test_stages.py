@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from p2e.errors import ConfigError, InputError
+from p2e.files import sha256
 from p2e.lora.library import Manifest
-from p2e.world import rebuild, states, train_vae
+from p2e.text import TextStates
+from p2e.world import states, train_vae
 from p2e.world.effects import EFFECTS
 from p2e.world.fidelity import COLUMNS
 from p2e.world.parallel import Worker, average_gradients, join
-from p2e.world.rebuild import run
+from p2e.world.pause import Paused
+from p2e.world.rebuild import run, status
 from p2e.world.schedule import Schedule
 from p2e.world.states import kept_states
 from p2e.world.vae import build_vae
@@ -25,10 +28,16 @@ SMALL = [
     "library.clips=1", "library.effects=2", "library.adapt.steps=2", "library.adapt.batch=1",
     "measure.scenes=1", "measure.effects=2", "zero.scenes=1", "zero.effects=2",
     "hypernet.steps=2", "hypernet.cuda_graph=false", "hypernet.precision=\"float32\"", "hypernet.sites_per_step=3",
+    "ablations.steps=2", "ablations.arms=[\"no_weights\", \"raw\"]",
+    'ablations.changes={"cuda_graph": false, "precision": "float32", "sites_per_step": 3, "effects_per_step": 2, '
+    '"hypernet": {"width": 32, "layers": 1}}',
     "finetune.steps=2", "finetune.clips=2", "finetune.clips_per_effect=1",
     "zero.columns=[\"zero\", \"random\", \"mean\", \"nearest\", \"zero:finetuned\"]",
     "hypernet.effects_per_step=2", "hypernet.hypernet.width=32", "hypernet.hypernet.layers=1",
 ]  # fmt: skip
+
+
+AFTER_PREPARE = ["prepare", "hypernet", "finetune", "zero"]
 
 
 class RandomEncoder:
@@ -39,7 +48,7 @@ class RandomEncoder:
     def encode(self, prompts):
         generator = torch.Generator().manual_seed(0)
         mask = torch.arange(8).expand(len(prompts), 8) < 6
-        return rebuild.TextStates(torch.randn(len(prompts), 8, 384, generator=generator) * mask[..., None], mask)
+        return TextStates(torch.randn(len(prompts), 8, 384, generator=generator) * mask[..., None], mask)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(states, "encoder_for", lambda base: RandomEncoder())
         patch.setattr(train_vae, "build_vae", lambda: build_vae(base_dim=8, decoder_base_dim=8))
-        run(["text", "vae", "base", "library", "measure", "hypernet", "finetune", "zero"], out, SMALL)
+        run([], out, SMALL)
     return out
 
 
@@ -67,22 +76,39 @@ def test_the_library_lists_what_was_trained(world: Path):
 
 
 def test_every_column_is_measured(world: Path):
-    rows = json.loads((world / "measure.json").read_text())
-    assert set(rows) == {spec.name for spec in EFFECTS[:2]}
-    for row in rows.values():
-        assert {
-            "cap",
-            "base",
-            "lora",
-            "zero",
-            "random",
-            "mean",
-            "nearest",
-            "zero:finetuned",
-            "split",
-            "category",
-        } == set(row)
-        assert all(row[column] <= 1 for column in (*COLUMNS, "zero:finetuned"))
+    measured, zero = (json.loads((world / name).read_text()) for name in ("measure.json", "zero.json"))
+    assert set(measured) == set(zero) == {spec.name for spec in EFFECTS[:2]}
+    for name, row in measured.items():
+        assert {"cap", "base", "lora", "split", "category"} == set(row)
+        assert {"zero", "random", "mean", "nearest", "zero:finetuned", "split", "category"} == set(zero[name])
+        assert all((row | zero[name])[column] <= 1 for column in (*COLUMNS, "zero:finetuned"))
+
+
+def test_nothing_is_made_twice(world: Path):
+    assert {verdict.state for _, verdict in status(world, SMALL)} == {"done"}
+    changed = dict(status(world, [*SMALL, "prepare.rank=2"]))
+    assert [name for name, verdict in changed.items() if verdict.state != "done"] == [
+        "prepare",
+        "hypernet",
+        "finetune",
+        "zero",
+    ]
+    run([], world, SMALL)  # without an encoder of its own it would take minutes
+    assert not (world / ".work").exists()
+
+
+def test_the_hypernetwork_goes_on_to_the_bit(world: Path):
+    settings = [*SMALL, "hypernet.steps=3", "hypernet.log_every=1"]
+    run(["hypernet"], world, settings)
+    whole = sha256(world / "checkpoint" / "model.safetensors")
+    for _ in range(2):
+        with pytest.raises(Paused, match="hypernet: paused after"):
+            run(["hypernet"], world, settings, force=["hypernet"], pause_after=0)
+    run(["hypernet"], world, settings, force=["hypernet"], pause_after=0)
+    assert sha256(world / "checkpoint" / "model.safetensors") == whole
+    history = json.loads((world / "checkpoint" / "history.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [1, 2, 3]
+    assert not (world / "checkpoint" / "training.safetensors").exists()
 
 
 def test_an_unknown_setting_is_refused(world: Path):
@@ -131,8 +157,9 @@ def test_the_schedule_warms_up_decays_and_ends():
         (["bass"], [], "the stages are"),
         (["vae"], ["steps=2"], "STAGE.KEY=JSON"),
         (["vae"], ["vae.steps=two"], "not JSON"),
-        (["base"], [], "run the stage vae first"),
-        (["hypernet"], [], "run the stage library first"),
+        (["hypernet"], ["hypernet.steps=2", "hypernet.steps.more=2"], "keep one"),
+        (["base"], [], "run the stage captions first"),
+        (["hypernet"], [], "run the stage text first"),
     ],
 )
 def test_a_wrong_stage_or_setting_is_refused(

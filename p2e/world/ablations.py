@@ -1,0 +1,78 @@
+"""The paper's ablations and its baseline, trained on the world's library: each a change of the hypernetwork's settings.
+
+`full` is the network itself, for as many steps as the others have, so that they compare.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from p2e.bases.base import Base
+from p2e.config import Settings
+from p2e.errors import InputError
+from p2e.lora.library import Manifest, prepare_library
+from p2e.text import TextStates
+from p2e.training.loop import STATE
+from p2e.world.hypernet import train_hypernet, world_hypernet
+from p2e.world.parallel import Worker
+from p2e.world.pause import Pause
+
+__all__ = ["ABLATIONS", "RAW", "AblationsConfig", "train_ablations"]
+
+RAW_RANK = 8  # raw factors cannot be cut to a lower rank, and some LoRAs of the library have this one
+
+# name -> changes; the twins of table 3 (ensemble, noise), of table 8 (no weights, truncated SVD), of table 4 (raw
+# factors), of the number of latents n, and the baseline of tables 1 and 2
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "ensemble": {"hypernet": {"ensemble": True}, "cuda_graph": False},
+    "noise": {"hypernet": {"weights": "noise"}},
+    "no_weights": {"hypernet": {"weights": "none"}},
+    "truncated_svd": {"hypernet": {"weights": "truncated_svd"}},
+    "raw": {"hypernet": {"rank": RAW_RANK}},
+    "latents_half": {"hypernet": {"latents": 16}},
+    "latents_double": {"hypernet": {"latents": 64}},
+    "hyperdreambooth": {"hypernet": {"architecture": "hyperdreambooth", "rank": RAW_RANK}},
+}
+RAW = ("raw", "hyperdreambooth")
+
+
+class AblationsConfig(Settings):
+    """Which arms, for how long."""
+
+    arms: tuple[str, ...] = tuple(ABLATIONS)
+    steps: int = Field(default=5000, ge=1)
+    changes: dict[str, Any] = Field(default={}, description="of the hypernetwork's settings, for all arms")
+
+
+def train_ablations(
+    config: AblationsConfig, out: Path, base: Base, text: Mapping[str, TextStates], worker: Worker, state: Path,
+    made: Path,
+) -> None:  # fmt: skip
+    """Trains every arm into made/ablations/NAME, worker w the arms number w, w + size, ...
+
+    Raises:
+        InputError: an arm has no such name.
+    """
+    for name in config.arms:
+        if name not in ABLATIONS:
+            raise InputError(f"no ablation is named {name!r}; they are {', '.join(ABLATIONS)}")
+    for name in config.arms[worker.rank :: worker.size]:
+        targets = "raw" if name in RAW else "canonical"
+        settings = {"steps": config.steps, **config.changes, **ABLATIONS[name]}
+        shared, own = config.changes.get("hypernet", {}), ABLATIONS[name].get("hypernet", {})
+        resolved = world_hypernet(settings | {"hypernet": {**shared, **own}})
+        prepared = state / f"prepared-{name}"
+        if not prepared.exists():
+            manifest = Manifest.load(out / "library" / "manifest.yaml")
+            prepare_library(
+                manifest, prepared, base=base, rank=resolved.hypernet.rank, targets=targets, device=str(worker.device)
+            )
+        run = state / name
+        train_hypernet(out, base, text, resolved, run, Pause(worker), library=prepared)
+        shutil.copytree(run, made / "ablations" / name, ignore=shutil.ignore_patterns(STATE))
+        if worker.is_first:
+            print(f"ablation {name}: done", flush=True)
