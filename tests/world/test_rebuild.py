@@ -88,9 +88,8 @@ def test_a_changed_table_or_version_makes_stale(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(toy_stages.TABLE, "second", 2)
     assert states_of(tmp_path)["seed"] == ("stale", "the project's tables or pictures have changed")
     monkeypatch.undo()
-    rebuild.STAGES = {
-        name: toy_stages.Stage(**{**vars(stage), "version": 2}) for name, stage in toy_stages.STAGES.items()
-    }
+    newer = {name: toy_stages.Stage(**{**vars(stage), "version": 2}) for name, stage in toy_stages.STAGES.items()}
+    monkeypatch.setattr(rebuild, "STAGES", newer)
     assert states_of(tmp_path)["seed"] == ("stale", "its code has changed (version 1, now 2)")
 
 
