@@ -34,6 +34,10 @@ def rebuild(
     force: Annotated[
         list[str] | None, typer.Option("--force", metavar="STAGE", help="Run this stage even if it is done.")
     ] = None,
+    adopt: Annotated[
+        list[str] | None,
+        typer.Option("--adopt", metavar="STAGE", help="Take what was made elsewhere and copied to DIR."),
+    ] = None,
     pause_after: Annotated[
         float | None,
         typer.Option(min=0, metavar="SECONDS", help="Save the work by then and exit with 75; run it again to go on."),
@@ -48,18 +52,19 @@ def rebuild(
     from p2e.world.pause import PAUSED, Paused
     from p2e.world.rebuild import check, run
 
-    check(stages or [], settings or [], force or [])
+    check(stages or [], settings or [], force or [], adopt or [])
     check_folder(out)
     workers = 1 if "WORLD_SIZE" in os.environ else count_gpus(gpus)
     if workers > 1:
         arguments = [*(stages or []), "--out", str(out)]
         arguments += [word for pair in settings or [] for word in ("--set", pair)]
         arguments += [word for stage in force or [] for word in ("--force", stage)]
+        arguments += [word for stage in adopt or [] for word in ("--adopt", stage)]
         arguments += [] if pause_after is None else ["--pause-after", str(pause_after)]
         raise typer.Exit(launch("p2e.world.rebuild", arguments, workers))
     quiet_libraries()
     try:
-        run(stages or [], out, settings or [], force=force or [], pause_after=pause_after)
+        run(stages or [], out, settings or [], force=force or [], adopt=adopt or [], pause_after=pause_after)
     except Paused as paused:
         print(paused)
         raise typer.Exit(PAUSED) from None

@@ -25,13 +25,15 @@ from p2e.world.stages import Verdict
 __all__ = ["STAGES", "check", "main", "run", "status"]
 
 
-def check(stages: Sequence[str], pairs: Sequence[str], force: Sequence[str] = ()) -> dict[str, Settings]:
+def check(
+    stages: Sequence[str], pairs: Sequence[str], force: Sequence[str] = (), adopt: Sequence[str] = ()
+) -> dict[str, Settings]:
     """The settings of every stage, changed by `pairs` such as "vae.max_seconds=60" or "hypernet.loss.update=1".
 
     Raises:
         InputError: there is no such stage or setting, or `force` names a stage that is not to run.
     """
-    for stage in (*stages, *force):
+    for stage in (*stages, *force, *adopt):
         if stage not in STAGES:
             raise InputError(f"no stage is named {stage!r}; the stages are {', '.join(STAGES)}")
     if stages and (others := [stage for stage in force if stage not in stages]):
@@ -56,7 +58,7 @@ def check(stages: Sequence[str], pairs: Sequence[str], force: Sequence[str] = ()
 
 def run(
     stages: Sequence[str], out: Path, pairs: Sequence[str] = (), *, force: Sequence[str] = (),
-    pause_after: float | None = None,
+    adopt: Sequence[str] = (), pause_after: float | None = None,
 ) -> None:  # fmt: skip
     """Makes the stages named, or all, in this process, one of those that torchrun started where it did.
 
@@ -64,14 +66,15 @@ def run(
         out: DIR.
         pairs: changed settings.
         force: stages that run even if they are done.
+        adopt: stages whose outputs were made elsewhere and copied into `out`.
         pause_after: seconds.
 
     Raises:
         Paused: the time is up, or SIGTERM came; the same call goes on.
         InputError: see `check`; or an input of a stage is missing, and the message names the stage to run.
     """
-    settings = check(stages, pairs, force)
-    run_stages(STAGES, stages or list(STAGES), out, settings, join(), force=force, pause_after=pause_after)
+    settings = check(stages, pairs, force, adopt)
+    run_stages(STAGES, stages or list(STAGES), out, settings, join(), force=force, adopt=adopt, pause_after=pause_after)
 
 
 def status(out: Path, pairs: Sequence[str] = ()) -> Iterator[tuple[str, Verdict]]:
@@ -86,11 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], dest="pairs", metavar="STAGE.KEY=JSON")
     parser.add_argument("--force", action="append", default=[], metavar="STAGE")
+    parser.add_argument("--adopt", action="append", default=[], metavar="STAGE")
     parser.add_argument("--pause-after", type=float, metavar="SECONDS")
     given = parser.parse_args(arguments)
     first = os.environ.get("RANK", "0") == "0"
     try:
-        run(given.stages, given.out, given.pairs, force=given.force, pause_after=given.pause_after)
+        run(given.stages, given.out, given.pairs, force=given.force, adopt=given.adopt, pause_after=given.pause_after)
     except Paused as paused:
         if first:
             print(paused, flush=True)

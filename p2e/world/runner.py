@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,13 +36,15 @@ def plan(stages: Mapping[str, Stage], out: Path, settings: Mapping[str, Settings
 
 def run_stages(
     stages: Mapping[str, Stage], names: Sequence[str], out: Path, settings: Mapping[str, Settings], worker: Worker,
-    *, force: Sequence[str] = (), pause_after: float | None = None,
+    *, force: Sequence[str] = (), adopt: Sequence[str] = (), pause_after: float | None = None,
 ) -> None:  # fmt: skip
     """Runs the named stages, in the order of `stages`, each if it is not done already.
 
     Args:
         settings: resolved, of every stage.
         force: stages that run even if they are done.
+        adopt: stages whose outputs were made elsewhere and copied into `out`: they are recorded as made with these
+            settings, and do not run.
         pause_after: seconds from now, after which no stage begins and the one that runs saves its state.
 
     Raises:
@@ -49,9 +52,11 @@ def run_stages(
         InputError: an input of a stage is missing; the message names the stage to run.
     """
     ledger = Ledger(out, stages)
+    for name in [name for name in stages if name in adopt]:
+        _adopt(ledger, stages[name], settings[name], worker)
     with Pause(worker, pause_after) as pause:
         ran = False
-        for name in [name for name in stages if name in names]:
+        for name in [name for name in stages if name in names and name not in adopt]:
             verdict = _decide(ledger, stages[name], settings[name], worker, name in force)
             if verdict is None:
                 continue
@@ -60,6 +65,27 @@ def run_stages(
                 raise Paused(f"paused before the stage {name}; the same command goes on")
             _run(ledger, stages[name], settings[name], verdict, pause, name in force)
             ran = True
+
+
+def _adopt(ledger: Ledger, stage: Stage, settings: Settings, worker: Worker) -> None:
+    problem = None
+    if worker.is_first:
+        try:
+            verdict = ledger.judge(stage, settings)
+            if verdict.state != "done":
+                ledger.adopt(stage, verdict, seconds=0.0, workers=0, device="made elsewhere", **_facts())
+                print(f"stage {stage.name}: adopted", flush=True)
+        except InputError as error:
+            problem = error
+    if worker.same_on_all(float(problem is not None)):
+        raise problem or InputError(f"{stage.name}: refused by the first worker, which says why")
+
+
+def _facts() -> dict[str, Any]:
+    """Of the record of a stage, what does not depend on it."""
+    return {
+        "p2e_version": __version__, "commit": commit(), "finished": datetime.now(UTC).isoformat(timespec="seconds")
+    }  # fmt: skip
 
 
 def _decide(ledger: Ledger, stage: Stage, settings: Settings, worker: Worker, force: bool) -> Verdict | None:
@@ -102,7 +128,7 @@ def _run(ledger: Ledger, stage: Stage, settings: Settings, verdict: Verdict, pau
         if not stopped:
             ledger.accept(
                 stage, verdict, seconds=round(seconds, 1), workers=worker.size, device=device_name(worker.device),
-                p2e_version=__version__, commit=commit(), finished=datetime.now(UTC).isoformat(timespec="seconds"),
+                **_facts(),
             )  # fmt: skip
             print(f"stage {stage.name}: {seconds:.1f} s on {worker.size} workers", flush=True)
     worker.same_on_all(0.0)  # the outputs are in place

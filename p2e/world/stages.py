@@ -217,6 +217,21 @@ class Ledger:
         with contextlib.suppress(OSError):  # other stages are under way
             work.parent.rmdir()
 
+    def adopt(self, stage: Stage, verdict: Verdict, **facts: Any) -> None:
+        """Records what stands in the folder as the stage's outputs, made elsewhere.
+
+        Raises:
+            InputError: an output is not there.
+        """
+        outputs: dict[str, str] = {}
+        for output in stage.outputs:
+            if not (self.out / output).exists():
+                raise InputError(f"{self.out / output}: not there, so {stage.name} cannot be adopted; copy it")
+            for path in _files(self.out / output):
+                outputs[path.relative_to(self.out).as_posix()] = sha256(path)
+        self.records[stage.name] = Record(hash=verdict.hash, outputs=outputs, **verdict.parts, **facts)
+        self._write()
+
     def _write(self) -> None:
         ordered = {name: self.records[name].model_dump(mode="json") for name in self.stages if name in self.records}
         write_text(self.path, json.dumps(ordered, indent=1) + "\n")

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import toy_stages
 from cli_runner import assert_mistake, files_in, run_cli, run_well
 
+from p2e.errors import InputError
 from p2e.world import rebuild
 from p2e.world.launch import launch
 from p2e.world.rebuild import run
@@ -222,3 +224,18 @@ def test_several_workers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert json.loads((tmp_path / "stages.json").read_text())["seed"]["workers"] == 2
     run([], tmp_path, settings)  # one worker goes on where two stopped
     assert grown(tmp_path) == {"sum": 6, "began_at": 1}
+
+
+def test_what_was_made_elsewhere_is_adopted(tmp_path: Path, ran: list[str]):
+    run([], tmp_path / "there", ["seed.value=5"])
+    here = tmp_path / "here"
+    shutil.copytree(tmp_path / "there" / "seed", here / "seed")
+    with pytest.raises(InputError, match="not made yet"):
+        run(["grow"], here)
+    ran.clear()
+    run([], here, ["seed.value=5"], adopt=["seed"])
+    assert ran == ["grow", "report"]
+    assert states_of(here, "seed.value=5")["seed"][0] == "done"
+    assert states_of(here, "seed.value=6")["seed"][0] == "stale"
+    with pytest.raises(InputError, match="cannot be adopted"):
+        run(["seed"], tmp_path / "empty", adopt=["seed"])
