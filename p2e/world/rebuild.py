@@ -21,7 +21,7 @@ from p2e.world.config import WorldBaseConfig, WorldLibraryConfig, WorldVaeConfig
 from p2e.world.effects import EFFECTS
 from p2e.world.motion import CAPTIONS
 from p2e.world.parallel import Worker, join
-from p2e.world.states import kept_states
+from p2e.world.states import kept_effect_states, kept_states
 from p2e.world.table.spec import UNSEEN
 
 __all__ = ["STAGES", "main", "run"]
@@ -89,13 +89,8 @@ def write_pipeline_files(out: Path) -> None:
 
 
 def effect_states(out: Path) -> dict[str, TextStates]:
-    """Token states of every effect's prompts, in the order of its table: training paraphrases, then unseen ones."""
-    prompts = [prompt for spec in EFFECTS for prompt in spec.prompts]
-    states, table, start = kept_states(prompts, out / "text"), {}, 0
-    for spec in EFFECTS:
-        table[spec.name] = states[start : start + len(spec.prompts)]
-        start += len(spec.prompts)
-    return table
+    """Token states of every effect's prompts."""
+    return kept_effect_states(EFFECTS, out / "text")
 
 
 def stage_text(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
@@ -144,14 +139,20 @@ def stage_library(out: Path, worker: Worker, pairs: Sequence[str]) -> None:
 
 def stage_measure(out: Path, worker: Worker, pairs: Sequence[str], stage: str = "measure") -> None:
     """Fidelity of every effect under each column, written to out/measure.json beside what stands there."""
+    from diffusers import UniPCMultistepScheduler
+
+    from p2e.world.columns import World
     from p2e.world.config import WorldMeasureConfig
     from p2e.world.fidelity import measure_columns
 
-    columns = {"measure": ("cap", "base", "lora"), "zero": ("zero", "random", "mean", "nearest")}[stage]
-    config = WorldMeasureConfig.parse({"columns": columns} | _overrides(pairs, stage))
+    columns = {"measure": None, "zero": ("zero", "random", "mean", "nearest", "softmax")}[stage]
+    defaults = {"library": _overrides(pairs, "library")} | ({"columns": columns} if columns else {})
+    config = WorldMeasureConfig.parse(defaults | _overrides(pairs, stage))
     made_by("library", out / "library" / "manifest.yaml")
-    models = open_transformer(out, worker.device), open_vae(out, worker.device)
-    measure_columns(config, out, worker, WORLD, *models, effect_states(out))
+    transformer, vae = open_transformer(out, worker.device), open_vae(out, worker.device)
+    scheduler = UniPCMultistepScheduler.from_pretrained(out / "base" / "scheduler")
+    world = World(out, WORLD, transformer, vae, scheduler, effect_states(out), worker)
+    measure_columns(config, world, out / f"{config.name}.json")
 
 
 def stage_hypernet(out: Path, worker: Worker, pairs: Sequence[str]) -> None:

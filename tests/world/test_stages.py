@@ -10,7 +10,7 @@ from p2e.errors import ConfigError, InputError
 from p2e.lora.library import Manifest
 from p2e.world import rebuild, states, train_vae
 from p2e.world.effects import EFFECTS
-from p2e.world.fidelity import COLUMNS
+from p2e.world.measurement import Measurement
 from p2e.world.parallel import Worker, average_gradients, join
 from p2e.world.rebuild import run
 from p2e.world.schedule import Schedule
@@ -23,7 +23,7 @@ SMALL = [
     "vae.steps=2", "vae.batch=1", "vae.pool=2", "vae.measured=1",
     "base.steps=2", "base.batch=1", "base.pool=2", "base.measured=1",
     "library.clips=1", "library.effects=2", "library.adapt.steps=2", "library.adapt.batch=1",
-    "measure.scenes=1", "measure.effects=2", "zero.scenes=1", "zero.effects=2",
+    "measure.scenes=1", "measure.effects=2", "measure.steps=1", "zero.scenes=1", "zero.effects=2", "zero.steps=1",
     "hypernet.steps=2", "hypernet.cuda_graph=false", "hypernet.precision=\"float32\"", "hypernet.sites_per_step=3",
     "hypernet.effects_per_step=2", "hypernet.hypernet.width=32", "hypernet.hypernet.layers=1",
 ]  # fmt: skip
@@ -65,11 +65,33 @@ def test_the_library_lists_what_was_trained(world: Path):
 
 
 def test_every_column_is_measured(world: Path):
-    rows = json.loads((world / "measure.json").read_text())
-    assert set(rows) == {spec.name for spec in EFFECTS[:2]}
-    for row in rows.values():
-        assert {"cap", "base", "lora", "zero", "random", "mean", "nearest", "split", "category"} == set(row)
-        assert all(row[column] <= 1 for column in COLUMNS)
+    found = Measurement.load(world / "measure.json")
+    assert list(found.effects) == [spec.name for spec in EFFECTS[:2]]
+    columns = {"still", "cap", "base", "lora", "zero", "random", "mean", "nearest", "softmax"}
+    for row in found.effects.values():
+        assert set(row.scores) == set(row.seeds) == columns
+        assert all(len(scores) == 1 and scores[0] <= 1 for scores in row.scores.values())
+        assert row.scores["still"] == [0.0] and row.scores["base"] != row.scores["lora"]
+
+
+def test_trained_columns_begin_where_they_say(world: Path):
+    """Fine-tuning at a rate of zero leaves the prediction as it is, and a LoRA from scratch no update at all."""
+    settings = [
+        'measure.columns=["init:2", "lora:2", "zero", "base"]', 'measure.name="trained"', "measure.scenes=1",
+        "measure.effects=1", "measure.steps=1", 'measure.keep=["yellow_mood"]', "library.clips=1", "library.adapt.batch=1",
+    ]  # fmt: skip
+    run(["measure"], world, [*settings, "library.adapt.learning_rate=1e-30"])
+    still = Measurement.load(world / "trained.json")
+    for row in still.effects.values():
+        assert row.scores["init:2"] == pytest.approx(row.scores["zero"], abs=1e-5)
+        assert row.scores["lora:2"] == pytest.approx(row.scores["base"], abs=1e-5)
+    run(["measure"], world, [*settings, "library.adapt.learning_rate=1e-2"])
+    moved = Measurement.load(world / "trained.json")
+    for name, row in moved.effects.items():
+        assert row.scores["init:2"] != still.effects[name].scores["init:2"]
+        assert row.scores["lora:2"] != row.scores["base"]
+    strips = {path.name for path in (world / "clips" / "yellow_mood").iterdir()}
+    assert strips == {"truth.png", "init-2.png", "lora-2.png", "zero.png", "base.png"}
 
 
 def test_an_unknown_setting_is_refused(world: Path):
