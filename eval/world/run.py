@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from p2e.world.parallel import join
 from p2e.world.rebuild import open_transformer, open_vae
 from p2e.world.states import kept_effect_states
 
-__all__ = ["FULL", "SUBSET", "Plan", "pick_effects", "plan", "recompute", "shipped_effects"]
+__all__ = ["FULL", "SUBSET", "Plan", "open_world", "pick_effects", "plan", "recompute", "shipped_effects"]
 
 SUBSET = ("cap", "base", "mean", "nearest", "random", "zero", "lora")
 FULL = ("still", "cap", "base", "hdb", "mean", "nearest", "softmax", "random", "zero", "init:50", "init:100",
@@ -135,17 +135,30 @@ def digest(weights: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def open_world(weights: Path, effects: Iterable[str], text: Path) -> World:
+    """A world's models and library, with the token states of some effects' prompts.
+
+    Args:
+        text: where token states are kept, or encoded to.
+    """
+    from diffusers import UniPCMultistepScheduler
+
+    worker, names = join(), set(effects)
+    states = kept_effect_states([spec for spec in EFFECTS if spec.name in names], text)
+    transformer, vae = open_transformer(weights, worker.device), open_vae(weights, worker.device)
+    scheduler = UniPCMultistepScheduler.from_pretrained(weights / "base" / "scheduler")
+    return World(weights, WAN_BASES["world"], transformer, vae, scheduler, states, worker)
+
+
 def recompute(plan: Plan, on_cells: Callable[[int], None] = lambda count: None) -> tuple[Measurement, float]:
     """Measures what is left of a plan -> the whole measurement, and the seconds it took. What is finished is kept, a
     cell (an effect under a column) at a time, so that a run that is cut off goes on from there."""
-    from diffusers import UniPCMultistepScheduler
-
-    started, worker, specs = time.perf_counter(), join(), plan.effects
-    names = {s.name for s in specs} | {other_effect(s.name) for s in specs}
-    names |= {s.name for s in shipped_effects(plan.weights) if s.split == "train"}
-    states = kept_effect_states([s for s in EFFECTS if s.name in names], plan.path.parent / "text")
-    transformer, vae = open_transformer(plan.weights, worker.device), open_vae(plan.weights, worker.device)
-    scheduler = UniPCMultistepScheduler.from_pretrained(plan.weights / "base" / "scheduler")
-    world = World(plan.weights, WAN_BASES["world"], transformer, vae, scheduler, states, worker)
+    started = time.perf_counter()
+    if plan.done() == plan.cells:
+        on_cells(plan.cells)
+        return Measurement.load(plan.path), time.perf_counter() - started
+    names = {n for spec in plan.effects for n in (spec.name, other_effect(spec.name))}
+    names |= {spec.name for spec in shipped_effects(plan.weights) if spec.split == "train"}
+    world = open_world(plan.weights, names, plan.path.parent / "text")
     found = measure_columns(plan.config, world, plan.path, at_once=1, on_cells=on_cells)
     return found, time.perf_counter() - started
