@@ -42,10 +42,9 @@ def world(
     check_folder(out)
     task = plan(weights, out, full=full, effects=effects, scenes=scenes, seeds=range(seeds), columns=columns or ())
     config = task.config
-    typer.echo(
-        f"{len(config.only)} effects, {config.scenes} scenes, {len(config.columns)} columns: about "
+    print(
+        f"{len(config.only)} effects, {config.scenes} scenes each, {len(config.columns)} columns: about "
         f"{duration(task.seconds())} on 2 cores; {task.done()} of {task.cells} cells stand in {task.path}",
-        err=False,
     )
     done = 0
     with progress_bar("measuring") as show:

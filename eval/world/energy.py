@@ -3,8 +3,8 @@
 For a site with W0 = U S V^T and an update dW, the energy that the k leading directions hold is
     left    |U_k^T dW|^2 / |dW|^2         right   |dW V_k|^2 / |dW|^2         both    |U_k^T dW V_k|^2 / |dW|^2
 "both" is the projection into the top-k subspaces that the paper describes; beside it stands W0's own,
-sum of s_i^2 up to k. A random update's is known: its energy is spread evenly, so the k leading directions hold k / d_out,
-k / d_in and k^2 / (d_out d_in) of it. k runs in shares of min(d_out, d_in), as sites differ in size.
+sum of s_i^2 up to k. A random update's is known: its energy is spread evenly, so the k leading directions hold
+k / d_out, k / d_in and k^2 / (d_out d_in) of it. k runs in shares of min(d_out, d_in), as sites differ in size.
 
 Shapes: N updates, K shares, d = min(d_out, d_in).
 """
