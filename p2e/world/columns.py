@@ -128,6 +128,7 @@ class ColumnLoras:
             spec for spec in EFFECTS if spec.split == "train" and self._path(spec.name).exists()
         ]  # a library may hold some of the effects only
         self._kept: dict[str, Lora] = {}
+        self._from_scratch: dict[tuple[str, ...], list[Lora]] = {}
         self._mean: Lora | None = None
 
     def _path(self, name: str) -> Path:
@@ -186,13 +187,19 @@ class ColumnLoras:
         """All of the workers train the LoRAs of all `specs`. They have the recipe's rank (or the prediction's, if
         larger) and all sites, whatever form the library's LoRA of the effect has, so that init:N and lora:N compare."""
         world, names = self.world, [spec.name for spec in specs]
-        init = self._predicted(column, names, prompt) if column.kind == "init" else None
-        rank = max([self.recipe.adapt.rank, *(lora.rank for lora in init or ())])
-        text = {spec.name: world.states[spec.name][: len(spec.train_prompts)] for spec in specs}
-        torch.compiler.reset()  # every training brings layers of its own, and compiled ones of old would pile up
-        loras, _ = train_effects(
-            [effect_index(name) for name in names], world.base, world.transformer, world.vae, text, world.worker,
-            self.recipe, adapt=self.recipe.adapt.model_copy(update={"steps": column.steps, "rank": rank}), init=init,
-        )  # fmt: skip
+        known = (column.name, *names)
+        loras = self._from_scratch.get(known)  # which does not depend on the prompt
+        if loras is None:
+            init = self._predicted(column, names, prompt) if column.kind == "init" else None
+            rank = max([self.recipe.adapt.rank, *(lora.rank for lora in init or ())])
+            text = {spec.name: world.states[spec.name][: len(spec.train_prompts)] for spec in specs}
+            recipe = self.recipe.adapt.model_copy(update={"steps": column.steps, "rank": rank})
+            torch.compiler.reset()  # every training brings layers of its own, and compiled ones of old would pile up
+            loras, _ = train_effects(
+                [effect_index(name) for name in names], world.base, world.transformer, world.vae, text, world.worker,
+                self.recipe, adapt=recipe, init=init,
+            )  # fmt: skip
+            if init is None:
+                self._from_scratch[known] = loras
         made = dict(zip(names, loras, strict=True))
         return [made[spec.name] for spec in mine]

@@ -18,6 +18,8 @@ from p2e.text import TextStates
 
 __all__ = ["mean_lora", "nearest_effects", "softmax_weights", "weighed_lora"]
 
+NEGLIGIBLE = 0.01  # of the largest weight: a sum of a hundred updates is slow to factorise, and these hardly show
+
 
 def mean_lora(loras: Sequence[Lora], rank: int) -> Lora:
     """The mean of the updates, cut to `rank` by its singular values."""
@@ -25,8 +27,8 @@ def mean_lora(loras: Sequence[Lora], rank: int) -> Lora:
 
 
 def weighed_lora(loras: Sequence[Lora], weights: Sequence[float], rank: int) -> Lora:
-    """The weighed sum of the updates, cut to `rank` by its singular values."""
-    return blend(list(zip(loras, weights, strict=True)), rank).lora
+    """The weighed sum of the updates, cut to `rank` by its singular values; some weight must not be zero."""
+    return blend([(lora, weight) for lora, weight in zip(loras, weights, strict=True) if weight], rank).lora
 
 
 def nearest_effects(
@@ -51,6 +53,7 @@ def nearest_effects(
 def softmax_weights(wanted: TextStates, library: Mapping[str, TextStates], temperature: float) -> Tensor:
     """Weights of the library's effects for each prompt of `wanted`, [N, F]: softmax(cosine / temperature) between the
     prompt and the centre of the effect's paraphrases, once the mean over the library's prompts is taken from both.
+    Weights below a hundredth of the largest are 0, and the rest sum to 1.
 
     Args:
         library: effect -> its training paraphrases.
@@ -59,4 +62,5 @@ def softmax_weights(wanted: TextStates, library: Mapping[str, TextStates], tempe
     mean = torch.cat(vectors).mean(0)
     centres = torch.stack([F.normalize(v - mean, dim=-1).mean(0) for v in vectors])
     similarity = F.normalize(sentence_vectors(wanted) - mean, dim=-1) @ F.normalize(centres, dim=-1).T
-    return torch.softmax(similarity / temperature, dim=1)
+    weights = torch.softmax(similarity / temperature, dim=1)
+    return F.normalize(weights * (weights >= NEGLIGIBLE * weights.amax(1, keepdim=True)), p=1, dim=1)

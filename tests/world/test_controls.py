@@ -39,12 +39,13 @@ def test_nearest_takes_the_closest_prompt_of_any_effect():
 
 def test_softmax_weights_the_library_by_similarity():
     library = {"a": states_of(0, 1), "b": states_of(2, 3), "c": states_of(4, 5)}
-    weights = softmax_weights(states_of(2, 4), library, 0.1)
+    weights = softmax_weights(states_of(2, 4), library, 1.0)
     torch.testing.assert_close(weights.sum(1), torch.ones(2))
     assert weights.argmax(1).tolist() == [1, 2]
     # An effect with as many prompts on either side of the mean weighs as much as another.
     torch.testing.assert_close(weights[0, 0], weights[0, 2])
     assert softmax_weights(states_of(2), library, 0.01)[0, 1] > weights[0, 1]
+    assert softmax_weights(states_of(2), library, 0.1)[0].tolist() == [0, 1, 0]  # what is negligible is left out
     flat = softmax_weights(states_of(2), library, 1e6)
     torch.testing.assert_close(flat, torch.full((1, 3), 1 / 3), atol=1e-4, rtol=0)
 

@@ -1,10 +1,15 @@
 """Measuring on the shipped weights: what is known beforehand comes out, and shares of workers are put together."""
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_base, tiny_states, tiny_transformer
+from two_workers import measured, write_library
 
 from p2e.bases.wan import WAN_BASES
 from p2e.config import HypernetConfig
@@ -15,6 +20,7 @@ from p2e.world.columns import Column, ColumnLoras, World, other_effect
 from p2e.world.config import WorldLibraryConfig, WorldMeasureConfig
 from p2e.world.effects import EFFECTS, effect_index
 from p2e.world.fidelity import _gathered, chosen_effects
+from p2e.world.measurement import Measurement
 from p2e.world.parallel import Worker
 
 
@@ -85,3 +91,39 @@ def test_the_random_prompt_is_of_another_effect():
     others = [other_effect(spec.name) for spec in EFFECTS]
     assert len(set(others)) == len(EFFECTS)
     assert all(spec.name != other for spec, other in zip(EFFECTS, others, strict=True))
+
+
+@pytest.mark.slow
+def test_workers_share_the_effects_out(tmp_path: Path):
+    """Two processes measure three effects, one of them one effect and the other two; the file is that of one worker."""
+    write_library(tmp_path)
+    alone = measured(tmp_path, tmp_path / "alone.json", Worker(0, 1, torch.device("cpu")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests.parent), str(tests)])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": path}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(tests / "world" / "two_workers.py"), str(tmp_path)],
+            env={**os.environ, **group, "RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}, stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    shared = Measurement.load(tmp_path / "shared.json")
+    assert shared.settings == {"scenes": 1, "seeds": [0, 1], "prompts": "unseen", "steps": 1}
+    assert list(shared.effects) == list(alone.effects) == [spec.name for spec in EFFECTS[:3]]
+    for name, row in shared.effects.items():
+        other = alone.effects[name]
+        assert set(row.scores) == set(other.scores) and row.scores["still"] == [0]
+        for column in ("cap", "lora"):
+            assert row.scores[column] == pytest.approx(other.scores[column], rel=1e-3, abs=1e-4), column
+            assert row.seeds[column] == pytest.approx(other.seeds[column], rel=1e-3, abs=1e-4), column
+        assert row.seeds["lora"][0] != row.seeds["lora"][1] and row.seeds["cap"][0] == row.seeds["cap"][1]
+        # Which noise a LoRA is trained with depends on how many are trained at once.
+        assert row.scores["lora:1"] == pytest.approx(other.scores["lora:1"], rel=0.1)
+        assert row.scores["lora"] != row.scores["lora:1"]
