@@ -88,7 +88,7 @@ def test_a_blend_shows_both_effects(tmp_path: Path):
     found = blend_effects(world, "red_mood", "yellow_mood", column="lora", scenes=1, steps=5)
     assert found.clips.shape == (3, 1, 17, 3, 96, 96) and found.truth.shape == (2, 1, 17, 3, 96, 96)
     (red, _), (_, yellow), (some_red, some_yellow) = found.presence.tolist()
-    assert red > 0.8 and yellow > 0.8
+    assert red > 0.6 and yellow > 0.6
     assert 0.1 < some_red < red and 0.1 < some_yellow < yellow
 
 

@@ -104,8 +104,9 @@ def test_trained_columns_begin_where_they_say(world: Path):
         return max(float((one.factors[key].delta() - f.delta()).abs().max()) for key, f in two.factors.items())
 
     predicted = made("zero", 0.1)
-    assert difference(made("init:1", 1e-30), predicted) < 1e-7
-    assert difference(made("init:1", 1e-2), predicted) > 1e-3
+    size = max(float(f.delta().abs().max()) for f in predicted.factors.values())
+    assert size > 0 and difference(made("init:1", 1e-30), predicted) < 1e-4 * size
+    assert difference(made("init:1", 1e-2), predicted) > 1e-4
     assert max(float(f.delta().abs().max()) for f in made("lora:1", 1e-30).factors.values()) < 1e-20
 
 
