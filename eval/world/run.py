@@ -24,9 +24,9 @@ __all__ = ["FULL", "SUBSET", "Plan", "open_world", "pick_effects", "plan", "reco
 SUBSET = ("cap", "base", "mean", "nearest", "random", "zero", "lora")
 FULL = ("still", "cap", "base", "hdb", "mean", "nearest", "softmax", "random", "zero", "init:50", "init:100",
         "lora:100", "lora")  # fmt: skip
-# Seconds on 2 cores of an AMD EPYC, measured: a clip drawn and encoded, and rendered in 10 steps; 48 clips drawn and
+# Seconds on 2 cores of an AMD EPYC that had other work too: a clip drawn and encoded, and rendered in 10 steps; 48 clips drawn and
 # encoded to train on; a training step of 4 clips; the LoRAs of a column for one effect.
-CLIP, RENDER, CLIPS, STEP, LORA = 0.4, 2.5, 20.0, 4.0, 1.0
+CLIP, RENDER, CLIPS, STEP, LORA = 0.4, 2.5, 15.0, 0.8, 1.5
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def plan(
     if not columns:  # a world need not have every checkpoint
         wanted = tuple(c.name for c in parsed if not c.checkpoint or (folder / c.checkpoint / "config.json").exists())
     config = WorldMeasureConfig(
-        columns=wanted, scenes=scenes or (8 if full else 2), seeds=tuple(seeds), only=tuple(s.name for s in specs),
+        columns=wanted, scenes=scenes or (8 if full else 1), seeds=tuple(seeds), only=tuple(s.name for s in specs),
         resume=True,
     )  # fmt: skip
     text = f"{digest(folder)} {config.scenes} {config.seeds} {config.prompts} {config.steps}"
