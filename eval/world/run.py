@@ -24,8 +24,8 @@ __all__ = ["FULL", "SUBSET", "Plan", "open_world", "pick_effects", "plan", "reco
 SUBSET = ("cap", "base", "mean", "nearest", "random", "zero", "lora")
 FULL = ("still", "cap", "base", "hdb", "mean", "nearest", "softmax", "random", "zero", "init:50", "init:100",
         "lora:100", "lora")  # fmt: skip
-# Seconds on 2 cores of an AMD EPYC that had other work too: a clip drawn and encoded, and rendered in 10 steps; 48 clips drawn and
-# encoded to train on; a training step of 4 clips; the LoRAs of a column for one effect.
+# Seconds on 2 cores of an AMD EPYC that had other work too: a clip drawn and encoded, and rendered in 10 steps; 48
+# clips drawn and encoded to train on; a training step of 4 clips; the LoRAs of a column for one effect.
 CLIP, RENDER, CLIPS, STEP, LORA = 0.4, 2.5, 15.0, 0.8, 1.5
 
 
