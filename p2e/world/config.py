@@ -79,9 +79,21 @@ class WorldPrepareConfig(Settings):
 
 
 class WorldMeasureConfig(Settings):
-    """Which effects and columns are measured; see p2e.world.fidelity for the columns."""
+    """Which effects and columns are measured, and on what; see p2e.world.columns for the columns."""
 
+    columns: tuple[str, ...] = ("still", "cap", "base", "lora")
     scenes: int = Field(default=8, ge=1, description="the first so many of the evaluation scenes")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="of the noise; scores are means over them")
+    prompts: Literal["last", "unseen"] = Field(
+        default="last", description="the last prompt of an effect, or the mean over both that no training sees"
+    )
+    steps: int = Field(default=10, ge=1, description="denoising steps")
     effects: int | None = Field(default=None, ge=1, description="only the first so many of the table")
     every: int = Field(default=1, ge=1, description="of these, every so manieth")
-    columns: tuple[str, ...] = ("cap", "base", "lora")
+    only: tuple[str, ...] = Field(default=(), description="of these, those with one of these names; none is all")
+    resume: bool = Field(default=False, description="what the file holds already is not measured again")
+    keep: tuple[str, ...] = Field(default=(), description="effects whose clips are kept as strips, clips/EFFECT/*.png")
+    keep_scenes: int = Field(default=1, ge=1, description="the first so many scenes of them")
+    library: WorldLibraryConfig = Field(
+        default=WorldLibraryConfig(), description="how the LoRAs of init:N and lora:N are trained"
+    )

@@ -42,7 +42,6 @@ __all__ = ["FinetuneConfig", "finetune"]
 class FinetuneConfig(Settings):
     """The second stage. Its rate falls by a cosine."""
 
-    source: str = Field(default="checkpoint", description="the first stage's folder")
     steps: int = Field(default=2000, ge=1)
     effects_per_step: int = Field(default=16, ge=1, description="of each worker")
     clips_per_effect: int = Field(default=4, ge=1, description="in a step")
@@ -63,7 +62,7 @@ def finetune(
     config: FinetuneConfig, out: Path, base: Base, transformer: Any, vae: Any, text: Mapping[str, TextStates],
     worker: Worker, into: Path, *, state: Path, pause: Pause,
 ) -> None:  # fmt: skip
-    """Goes on with the checkpoint out/source, on the prepared library of `out`; writes a checkpoint to `into`.
+    """Goes on with the checkpoint out/first_stage, on the prepared library of `out`; writes a checkpoint to `into`.
 
     Args:
         transformer, vae: of the base, on the worker's device.
@@ -75,7 +74,7 @@ def finetune(
     """
     device, cuda = worker.device, worker.device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
-    loaded = load_checkpoint(out / config.source, device, dtype=torch.float32, base=base)
+    loaded = load_checkpoint(out / "first_stage", device, dtype=torch.float32, base=base)
     model = loaded.model.requires_grad_(True).train()
     library = PreparedLibrary.open(out / "prepared")
     source = open_source(

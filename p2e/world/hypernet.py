@@ -32,7 +32,11 @@ WORLD_HYPERNET = TrainConfig(
 
 
 class KeptEncoder:
-    """The world's encoder for prompts whose token states are kept: a GPU machine then needs no text model."""
+    """The world's encoder for prompts whose token states are kept: a GPU machine then needs no text model.
+
+    Args:
+        text: effect name -> token states of its prompts; of all effects, or of those that will be asked for.
+    """
 
     width = 384
 
@@ -40,6 +44,7 @@ class KeptEncoder:
         self._rows = {
             prompt: (text[spec.name].states[i], text[spec.name].mask[i])
             for spec in EFFECTS
+            if spec.name in text
             for i, prompt in enumerate(spec.prompts)
         }
 

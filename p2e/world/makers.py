@@ -15,7 +15,7 @@ from p2e.text import TextStates
 from p2e.world.effects import EFFECTS
 from p2e.world.motion import CAPTIONS
 from p2e.world.stages import Job
-from p2e.world.states import kept_states
+from p2e.world.states import kept_effect_states, kept_states
 from p2e.world.table.spec import UNSEEN
 
 __all__ = [
@@ -55,13 +55,8 @@ def write_pipeline_files(vae: Any, base: Path) -> None:
 
 
 def effect_states(out: Path) -> dict[str, TextStates]:
-    """Token states of every effect's prompts, in the order of its table: training paraphrases, then unseen ones."""
-    prompts = [prompt for spec in EFFECTS for prompt in spec.prompts]
-    states, table, start = kept_states(prompts, out / "text"), {}, 0
-    for spec in EFFECTS:
-        table[spec.name] = states[start : start + len(spec.prompts)]
-        start += len(spec.prompts)
-    return table
+    """Token states of every effect's prompts."""
+    return kept_effect_states(EFFECTS, out / "text")
 
 
 def make_text(job: Job) -> None:
@@ -114,13 +109,18 @@ def make_library(job: Job) -> None:
         print("library", metadata, flush=True)
 
 
-def make_fidelity(job: Job, file: str) -> None:
-    """Fidelity of every effect under each column of the settings."""
+def make_fidelity(job: Job, folder: str) -> None:
+    """Fidelity of every effect under each column of the settings: fidelity.json, and strips of the clips to keep."""
+    from diffusers import UniPCMultistepScheduler
+
+    from p2e.world.columns import World
     from p2e.world.fidelity import measure_columns
 
-    out, worker = job.out, job.worker
-    models = open_transformer(out, worker.device), open_vae(out, worker.device)
-    measure_columns(job.settings, out, worker, WORLD, *models, effect_states(out), job.made / file)
+    out, device = job.out, job.worker.device
+    transformer, vae = open_transformer(out, device), open_vae(out, device)
+    scheduler = UniPCMultistepScheduler.from_pretrained(out / "base" / "scheduler")
+    world = World(out, WORLD, transformer, vae, scheduler, effect_states(out), job.worker)
+    measure_columns(job.settings, world, job.made / folder / "fidelity.json")
 
 
 def make_prepared(job: Job) -> None:
@@ -138,7 +138,7 @@ def make_hypernet(job: Job) -> None:
     if job.worker.is_first:
         run = job.state / "checkpoint"
         train_hypernet(job.out, WORLD, effect_states(job.out), job.settings, run, job.pause)
-        shutil.copytree(run, job.made / "checkpoint", ignore=shutil.ignore_patterns(STATE))
+        shutil.copytree(run, job.made / "first_stage", ignore=shutil.ignore_patterns(STATE))
 
 
 def make_finetuned(job: Job) -> None:
@@ -146,7 +146,7 @@ def make_finetuned(job: Job) -> None:
 
     models = open_transformer(job.out, job.worker.device), open_vae(job.out, job.worker.device)
     finetune(
-        job.settings, job.out, WORLD, *models, effect_states(job.out), job.worker, job.made / "finetuned",
+        job.settings, job.out, WORLD, *models, effect_states(job.out), job.worker, job.made / "checkpoint",
         state=job.state / "run.safetensors", pause=job.pause,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 from p2e.config import Settings
 from p2e.files import sha256
 from p2e.world import makers
+from p2e.world.ablations import ABLATIONS, AblationsConfig
 from p2e.world.config import (
     WorldBaseConfig,
     WorldLibraryConfig,
@@ -39,8 +40,6 @@ def finetune_settings(changes: Changes) -> Settings:
 
 
 def ablations_settings(changes: Changes) -> Settings:
-    from p2e.world.ablations import AblationsConfig
-
     return AblationsConfig.parse(changes, "ablations")
 
 
@@ -66,12 +65,19 @@ def motion_data() -> Any:
 
 
 def fidelity(name: str, columns: tuple[str, ...], *inputs: str) -> Stage:
-    """A stage that measures columns into NAME.json."""
+    """A stage that measures columns into NAME/fidelity.json."""
     return Stage(
-        name, parsed(WorldMeasureConfig, name, columns=columns), partial(makers.make_fidelity, file=f"{name}.json"),
-        (f"{name}.json",), ("text", "vae", "base", "library", *inputs), data=effects_data,
+        name, parsed(WorldMeasureConfig, name, columns=columns), partial(makers.make_fidelity, folder=name),
+        (name,), ("text", "vae", "base", "library", *inputs), data=effects_data,
     )  # fmt: skip
 
+
+LIBRARY_COLUMNS = ("still", "cap", "base", "lora")
+MAIN_COLUMNS = (
+    *LIBRARY_COLUMNS, "hdb", "mean", "nearest", "softmax", "random", "zero:first_stage", "zero", "init:50",
+    "init:100", "lora:100",
+)  # fmt: skip
+ABLATION_COLUMNS = ("base", "lora", *(f"zero:ablations/{name}" for name in ABLATIONS))
 
 TABLE = (
     Stage("text", parsed(WorldTextConfig, "text"), makers.make_text, ("text",), data=prompts_data),
@@ -86,16 +92,17 @@ TABLE = (
         "library", parsed(WorldLibraryConfig, "library"), makers.make_library, ("library",),
         ("text", "vae", "base"), data=effects_data, saves=True,
     ),
-    fidelity("measure", ("cap", "base", "lora")),
+    fidelity("measure", LIBRARY_COLUMNS),
     Stage("prepare", parsed(WorldPrepareConfig, "prepare"), makers.make_prepared, ("prepared",), ("library",)),
     Stage(
-        "hypernet", hypernet_settings, makers.make_hypernet, ("checkpoint",), ("text", "base", "prepare"), saves=True
+        "hypernet", hypernet_settings, makers.make_hypernet, ("first_stage",), ("text", "base", "prepare"), saves=True
     ),
     Stage(
-        "finetune", finetune_settings, makers.make_finetuned, ("finetuned",),
+        "finetune", finetune_settings, makers.make_finetuned, ("checkpoint",),
         ("text", "vae", "base", "prepare", "hypernet"), data=effects_data, saves=True,
     ),
-    fidelity("zero", ("zero", "random", "mean", "nearest"), "hypernet", "finetune"),
     Stage("ablations", ablations_settings, makers.make_ablations, ("ablations",), ("text", "base", "library")),
+    fidelity("main_table", MAIN_COLUMNS, "hypernet", "finetune", "ablations"),
+    fidelity("ablation_table", ABLATION_COLUMNS, "ablations"),
 )  # fmt: skip
 STAGES = {stage.name: stage for stage in TABLE}

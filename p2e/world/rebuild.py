@@ -1,9 +1,8 @@
 """Makes the world from nothing, stage by stage: `p2e world rebuild`, or `torchrun -m p2e.world.rebuild`.
 
-Stages, in order: text and captions (token states of all prompts; they need no GPU), vae, base, library, measure,
-prepare, hypernet, finetune, zero, ablations (`p2e.world.pipeline` has them). Each reads what the stages before it wrote
-into DIR; one that is done is skipped (`p2e.world.stages` says when that is), so the same command goes on where it was
-paused or cut off.
+`p2e.world.pipeline` has the stages in order; text and captions, the token states of all prompts, need no GPU. Each
+reads what the stages before it wrote into DIR; one that is done is skipped (`p2e.world.stages` says when that is), so
+the same command goes on where it was paused or cut off.
 """
 
 import argparse

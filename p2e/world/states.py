@@ -13,8 +13,9 @@ from torch import Tensor
 from p2e.bases.wan import WAN_BASES
 from p2e.files import SafetensorsFile, write_safetensors
 from p2e.text import TextStates, encoder_for
+from p2e.world.effects import EffectSpec
 
-__all__ = ["kept_states"]
+__all__ = ["kept_effect_states", "kept_states"]
 
 
 def _unpack(packed: Tensor, lengths: Tensor, tokens: int) -> TextStates:
@@ -35,3 +36,12 @@ def kept_states(prompts: Sequence[str], folder: Path) -> TextStates:
         write_safetensors(path, {"states": packed, "lengths": lengths}, {"tokens": str(text.mask.shape[1])})
     with SafetensorsFile(path) as file:
         return _unpack(file.read("states"), file.read("lengths"), int(file.metadata["tokens"]))
+
+
+def kept_effect_states(specs: Sequence[EffectSpec], folder: Path) -> dict[str, TextStates]:
+    """Token states of the prompts of each effect, in the order of its table: training paraphrases, then unseen ones."""
+    states, table, start = kept_states([prompt for spec in specs for prompt in spec.prompts], folder), {}, 0
+    for spec in specs:
+        table[spec.name] = states[start : start + len(spec.prompts)]
+        start += len(spec.prompts)
+    return table

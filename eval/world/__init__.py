@@ -1,0 +1,1 @@
+"""The paper's tables and figures, in the embedded world."""
