@@ -141,10 +141,13 @@ class LossConfig(Settings):
     Attributes:
         update: weight of the update's relative error, 0 (the paper) to 1.
         epsilon: added to each target's mean square, where a library's typical mean square is 1.
+        blend: what a prompt between two effects asks for (`augment.blend`): the weighed "mean" of their updates, or
+            their "sum", one at full strength and the other at up to that.
     """
 
     update: float = Field(default=0.0, ge=0, le=1)
     epsilon: float = Field(default=1e-6, gt=0)
+    blend: Literal["mean", "sum"] = "mean"
 
 
 class AugmentConfig(Settings):

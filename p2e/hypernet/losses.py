@@ -4,7 +4,7 @@ Shapes: S sites of one shape, E effects, r rank. Predictions and targets: A [S, 
 The rank of prediction and target may differ in the update's error, not in equation 13.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,9 +79,13 @@ def update_errors(a_hat: Tensor, b_hat: Tensor, a: Tensor, b: Tensor, floor: flo
 
 
 def blended_errors(
-    errors: Errors, a_hat: Tensor, b_hat: Tensor, a: Tensor, b: Tensor, weight: Tensor, share: Tensor, epsilon: float
-) -> tuple[Errors, Tensor]:
-    """Errors where each effect's target is (1 - share) of its own update and `share` of the next effect's.
+    errors: Errors, a_hat: Tensor, b_hat: Tensor, a: Tensor, b: Tensor, weight: Tensor, share: Tensor, epsilon: float,
+    target: Literal["mean", "sum"] = "mean",
+) -> tuple[Errors, Tensor]:  # fmt: skip
+    """Errors where each effect's target is a blend of its own update and the next effect's.
+
+    "mean" takes (1 - share) of the one and `share` of the other. "sum" takes all of the one and 2 `share` of the other,
+    for who asks for two effects in one prompt wants both at full strength, and such a prompt lies half way.
 
     A blend has no factors to regress, as its canonical ones would need an SVD a step: the error of its update, whose
     target is the two side by side at rank 2 r, takes their place.
@@ -89,14 +93,15 @@ def blended_errors(
     Args:
         errors: of the effects on their own, which those with share 0 keep.
         weight: [S, E]; a blend counts where both LoRAs cover the site.
-        share: [E], 0 to 1.
+        share: [E], 0 to 1; for "sum", to a half.
 
     Returns:
         errors and weights, each [S, E].
     """
     part = share[:, None, None]
     a_both = torch.cat([a, a.roll(-1, 1)], dim=2)
-    b_both = torch.cat([b * (1 - part), b.roll(-1, 1) * part], dim=3)
+    first, second = (1 - part, part) if target == "mean" else (torch.ones_like(part), 2 * part)
+    b_both = torch.cat([b * first, b.roll(-1, 1) * second], dim=3)
     a_hat, b_hat = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a_hat, b_hat))
     mixed = update_errors(a_hat, b_hat, a_both, b_both, epsilon * a.shape[-1] * b.shape[-2] * a.shape[-2])
     blended = share > 0

@@ -38,7 +38,9 @@ class Objective(nn.Module):
         for (a_hat, b_hat), a, b, weight in zip(predicted, batch.a, batch.b, batch.weight, strict=True):
             found = site_errors(a_hat, b_hat, a, b, self.loss.epsilon)
             if batch.share is not None:
-                found, weight = blended_errors(found, a_hat, b_hat, a, b, weight, batch.share, self.loss.epsilon)
+                found, weight = blended_errors(
+                    found, a_hat, b_hat, a, b, weight, batch.share, self.loss.epsilon, self.loss.blend
+                )
             errors.append(found)
             weights.append(weight)
         return combine(errors, weights, self.loss)

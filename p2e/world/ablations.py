@@ -1,4 +1,5 @@
-"""The paper's ablations and its baseline, trained on the world's library: each a change of the hypernetwork's settings.
+"""Arms of the hypernetwork on the world's library, each a change of its settings: the paper's ablations and baseline,
+and a study of what makes it learn.
 
 `full` is the network itself, for as many steps as the others have, so that they compare.
 """
@@ -20,7 +21,7 @@ from p2e.world.hypernet import train_hypernet, world_hypernet
 from p2e.world.parallel import Worker
 from p2e.world.pause import Pause
 
-__all__ = ["ABLATIONS", "RAW", "AblationsConfig", "train_ablations"]
+__all__ = ["ABLATIONS", "ARMS", "RAW", "STUDY", "AblationsConfig", "train_ablations"]
 
 RAW_RANK = 8  # raw factors cannot be cut to a lower rank, and some LoRAs of the library have this one
 
@@ -39,11 +40,28 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 RAW = ("raw", "hyperdreambooth")
 
+# What makes the network learn: each changes one setting of the full network.
+STUDY: dict[str, dict[str, Any]] = {
+    "loss_factors": {"loss": {"update": 0.0}},
+    "loss_update": {"loss": {"update": 1.0}},
+    "tokens": {"hypernet": {"text": {"form": "tokens"}}},
+    "no_anchors": {"hypernet": {"text": {"form": "sentence", "whiten": "centre"}}},
+    "no_noise": {"augment": {"noise": 0.0}},
+    "blend_mean": {"augment": {"noise": 0.5, "blend": 0.3}},
+    "blend_sum": {"augment": {"noise": 0.5, "blend": 0.3}, "loss": {"update": 0.5, "blend": "sum"}},
+    "no_residual": {"hypernet": {"residual": False}},
+    "no_ema": {"ema": None},
+    "rate_half": {"learning_rate": 5e-4},
+    "rate_double": {"learning_rate": 2e-3},
+    "fewer_sites": {"sites_per_step": 10},
+}
+ARMS = ABLATIONS | STUDY
+
 
 class AblationsConfig(Settings):
     """Which arms, for how long."""
 
-    arms: tuple[str, ...] = tuple(ABLATIONS)
+    arms: tuple[str, ...] = Field(default=tuple(ABLATIONS), description="of ARMS; the default is the paper's tables")
     steps: int = Field(default=5000, ge=1)
     changes: dict[str, Any] = Field(default={}, description="of the hypernetwork's settings, for all arms")
 
@@ -58,12 +76,12 @@ def train_ablations(
         InputError: an arm has no such name.
     """
     for name in config.arms:
-        if name not in ABLATIONS:
-            raise InputError(f"no ablation is named {name!r}; they are {', '.join(ABLATIONS)}")
+        if name not in ARMS:
+            raise InputError(f"no ablation is named {name!r}; they are {', '.join(ARMS)}")
     for name in config.arms[worker.rank :: worker.size]:
         targets = "raw" if name in RAW else "canonical"
-        settings = {"steps": config.steps, **config.changes, **ABLATIONS[name]}
-        shared, own = config.changes.get("hypernet", {}), ABLATIONS[name].get("hypernet", {})
+        settings = {"steps": config.steps, **config.changes, **ARMS[name]}
+        shared, own = config.changes.get("hypernet", {}), ARMS[name].get("hypernet", {})
         resolved = world_hypernet(settings | {"hypernet": {**shared, **own}})
         prepared = state / f"prepared-{name}"
         if not prepared.exists():

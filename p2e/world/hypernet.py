@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from p2e.bases import WeightReader
-from p2e.config import HypernetConfig, LossConfig, TrainConfig
+from p2e.config import AugmentConfig, HypernetConfig, LossConfig, TextConfig, TrainConfig
 from p2e.files import write_text
 from p2e.hypernet.checkpoint import load_checkpoint
 from p2e.lora.library import Manifest, prepare_library
@@ -24,8 +24,12 @@ __all__ = ["WORLD_HYPERNET", "KeptEncoder", "predict_effects", "prepare_world", 
 
 WORLD_HYPERNET = TrainConfig(
     library="prepared", output="checkpoint",
-    hypernet=HypernetConfig(width=256, layers=6, heads=8, latents=32, rank=4),
-    loss=LossConfig(update=0.5),
+    hypernet=HypernetConfig(
+        width=256, layers=6, heads=8, latents=32, rank=4,
+        # As many anchors as the library has training effects.
+        text=TextConfig(form="sentence", whiten="effects", shrink=1.0, anchors=92, temperature=0.05),
+    ),
+    loss=LossConfig(update=0.5), augment=AugmentConfig(noise=0.5),
     steps=12_000, sites_per_step=20, effects_per_step=32, learning_rate=1e-3, warmup_fraction=0.02, decay="cosine",
     ema=0.999, precision="bfloat16", checkpoint_precision="bfloat16", cuda_graph=True, tensorboard=False, log_every=500,
 )  # fmt: skip
@@ -72,6 +76,14 @@ def world_hypernet(changes: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig.parse(values, "hypernet")
 
 
+def anchored(config: TrainConfig, library: PreparedLibrary) -> TrainConfig:
+    """The configuration with as many anchors as the library has training effects, where it has any."""
+    text = config.hypernet.text
+    if text.anchors:
+        text = text.model_copy(update={"anchors": sum(effect.split == "train" for effect in library.effects)})
+    return config.model_copy(update={"hypernet": config.hypernet.model_copy(update={"text": text})})
+
+
 def train_hypernet(out: Path, base: Any, text: Mapping[str, TextStates], config: TrainConfig, into: Path,
                    pause: Pause, library: Path | None = None) -> Path:  # fmt: skip
     """Trains the world's hypernetwork, or goes on with the run that `into` holds.
@@ -83,9 +95,10 @@ def train_hypernet(out: Path, base: Any, text: Mapping[str, TextStates], config:
         Paused: it was due; the state is saved.
     """
     paths = {"library": str(library or out / "prepared"), "output": str(into), "base": str(out / "base")}
-    config = config.model_copy(update=paths)
+    prepared = PreparedLibrary.open(paths["library"])
+    config = anchored(config.model_copy(update=paths), prepared)
     weights = WeightReader(base, out / "base")
-    trainer = Trainer(config, base, weights, PreparedLibrary.open(config.library), KeptEncoder(text))
+    trainer = Trainer(config, base, weights, prepared, KeptEncoder(text))
     file = into / "history.json"
     history = json.loads(file.read_text())["history"] if trainer.step and file.exists() else []
     folder = trainer.run(stop_when=pause.over)

@@ -33,7 +33,7 @@ __all__ = ["WILD_FORMATS", "effect_data", "train_effects", "write_library"]
 
 WILD_FORMATS = ("wan", "kohya", "diffusers")  # in turn over the library, so that reading it exercises each
 ATTENTION = frozenset(f"{kind}.{part}" for kind in ("self_attn", "cross_attn") for part in "qkvo")
-EVERY_ATTENTION, EVERY_DOUBLE = 11, 7  # every so manieth LoRA adapts attention alone, or has twice the rank
+EVERY_ATTENTION, EVERY_DOUBLE = 9, 14  # every so manieth LoRA adapts attention alone, or has twice the rank
 CLIP_SEED = 50_000
 
 

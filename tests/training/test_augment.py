@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -110,17 +110,19 @@ def test_blends_are_of_neighbours_by_the_share_that_the_target_has() -> None:
     torch.testing.assert_close(found.text, torch.lerp(text, text.roll(-1, 0), found.share[:, None, None]))
 
 
-def test_errors_of_a_blend_are_those_of_the_blended_update() -> None:
+@pytest.mark.parametrize("kind", ["mean", "sum"])
+def test_errors_of_a_blend_are_those_of_the_blended_update(kind: Literal["mean", "sum"]) -> None:
     generator = torch.Generator().manual_seed(1)
     a_hat, a = (torch.randn(2, 3, 4, 9, generator=generator) for _ in range(2))
     b_hat, b = (torch.randn(2, 3, 7, 4, generator=generator) for _ in range(2))
     weight = torch.tensor([[1.0, 2.0, 0.0], [1.0, 1.0, 3.0]])
     share = torch.tensor([0.25, 0.4, 0.0])
     own = site_errors(a_hat, b_hat, a, b, 0.0)
-    found, weights = blended_errors(own, a_hat, b_hat, a, b, weight, share, 0.0)
+    found, weights = blended_errors(own, a_hat, b_hat, a, b, weight, share, 0.0, kind)
     update = b @ a
     part = share[:, None, None]
-    target = (1 - part) * update + part * update.roll(-1, 1)
+    first, second = (1 - part, part) if kind == "mean" else (1, 2 * part)
+    target = first * update + second * update.roll(-1, 1)
     dense = (b_hat @ a_hat - target).square().sum((-1, -2)) / target.square().sum((-1, -2))
     torch.testing.assert_close(found.update, dense)
     torch.testing.assert_close(found.factor[:, :2], dense[:, :2])
