@@ -289,7 +289,7 @@ def test_adapt(studio: Studio, tmp_path: Path) -> None:
 def test_adapt_options_overrule_the_configuration(studio: Studio, tmp_path: Path) -> None:
     clips, config, output = tmp_path / "clips", tmp_path / "adapt.yaml", tmp_path / "a.safetensors"
     clips.mkdir()
-    run_well("world", "truth", "blue_mood", "-o", clips / "one.gif")
+    run_well("world", "clip", "blue_mood", "-o", clips / "one.gif")
     (clips / "one.txt").write_text("everything turns blue")
     config.write_text("rank: 2\nsteps: 1\nsites: ['cross_attn.*']\nbuckets: [[5, 32, 32]]\nlearning_rate: 0.5\n")
     adapt = ("adapt", clips, "-o", output, "--base", studio.base, "--config", config, "--cache", tmp_path / "cache")

@@ -66,8 +66,8 @@ def effect_data(
         latents.append(x)
         conditions.append(c)
     words = [text[EFFECTS[index].name].states for index in indices]
-    count = min(map(len, words))
-    states = torch.stack([w[:count] for w in words]).to(device, torch.bfloat16)
+    count = max(map(len, words))  # effects with fewer wordings repeat theirs
+    states = torch.stack([w[torch.arange(count) % len(w)] for w in words]).to(device, torch.bfloat16)
     return AdaptData(torch.stack(latents), torch.stack(conditions), states)
 
 

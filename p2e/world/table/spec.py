@@ -20,7 +20,7 @@ class EffectSpec:
     """An effect: the words people ask for it with, and its point in the parameter space.
 
     Attributes:
-        prompts: twelve paraphrases for training, and two that are never shown in it.
+        prompts: twelve paraphrases for training (24 where the hypernetwork trains on them), and two never shown in it.
         parameters: end values by name (`p2e.world.parameters`); sprites by name; the rest is zero.
     """
 
