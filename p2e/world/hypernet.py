@@ -27,7 +27,7 @@ WORLD_HYPERNET = TrainConfig(
     hypernet=HypernetConfig(
         width=256, layers=6, heads=8, latents=32, rank=4,
         # As many anchors as the library has training effects.
-        text=TextConfig(form="sentence", whiten="effects", shrink=1.0, anchors=92, temperature=0.05),
+        text=TextConfig(form="sentence", whiten="effects", shrink=0.3, anchors=92, temperature=0.03),
     ),
     loss=LossConfig(update=0.5), augment=AugmentConfig(noise=0.5),
     steps=12_000, sites_per_step=20, effects_per_step=32, learning_rate=1e-3, warmup_fraction=0.02, decay="cosine",
