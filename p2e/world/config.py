@@ -20,7 +20,7 @@ class WorldTextConfig(Settings):
 class WorldVaeConfig(Settings):
     """Training of the autoencoder on generic clips."""
 
-    steps: int = Field(default=6000, ge=1)
+    steps: int = Field(default=4200, ge=1)
     max_seconds: float | None = Field(default=None, gt=0, description="the schedule ends by then even if steps remain")
     batch: int = Field(default=32, ge=1, description="clips a worker and step")
     pool: int = Field(default=8192, ge=1, description="clips drawn beforehand, a worker")
@@ -35,14 +35,14 @@ class WorldVaeConfig(Settings):
 class WorldBaseConfig(Settings):
     """Training of the transformer on latents of generic clips with coarse captions."""
 
-    steps: int = Field(default=9000, ge=1)
+    steps: int = Field(default=7000, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
     batch: int = Field(default=256, ge=1, description="clips a worker and step")
     pool: int = Field(default=24576, ge=1, description="encoded clips kept, a worker")
     renew_every: int = Field(
-        default=100, ge=0, description="steps after which 2,048 of them are drawn anew; 0 is never"
+        default=400, ge=0, description="steps after which 2,048 of them are drawn anew; 0 is never"
     )
-    optimizer: Literal["adamw", "muon"] = Field(default="muon", description="of the matrices of the blocks")
+    optimizer: Literal["adamw", "muon"] = Field(default="adamw", description="of the matrices of the blocks")
     learning_rate: float = Field(default=1.2e-3, gt=0)
     warmup: int = Field(default=200, ge=0)
     measured: int = Field(default=512, ge=1, description="unseen clips for the final loss")
