@@ -54,7 +54,11 @@ STUDY: dict[str, dict[str, Any]] = {
     "rate_half": {"learning_rate": 5e-4},
     "rate_double": {"learning_rate": 2e-3},
     "fewer_sites": {"sites_per_step": 10},
+    "wordings_4": {},
+    "wordings_12": {},
+    "seed": {"seed": 1},  # by how much two runs differ that differ in nothing
 }
+WORDINGS = {"wordings_4": 4, "wordings_12": 12}  # arms that are shown the first so many paraphrases of an effect
 ARMS = ABLATIONS | STUDY
 
 
@@ -64,6 +68,12 @@ class AblationsConfig(Settings):
     arms: tuple[str, ...] = Field(default=tuple(ABLATIONS), description="of ARMS; the default is the paper's tables")
     steps: int = Field(default=5000, ge=1)
     changes: dict[str, Any] = Field(default={}, description="of the hypernetwork's settings, for all arms")
+
+
+def reworded(manifest: Manifest, count: int | None) -> Manifest:
+    """The manifest with the first `count` prompts of every effect; None is all."""
+    entries = tuple(entry.model_copy(update={"prompts": entry.prompts[:count]}) for entry in manifest.entries)
+    return manifest.model_copy(update={"entries": entries})
 
 
 def train_ablations(
@@ -85,7 +95,7 @@ def train_ablations(
         resolved = world_hypernet(settings | {"hypernet": {**shared, **own}})
         prepared = state / f"prepared-{name}"
         if not prepared.exists():
-            manifest = Manifest.load(out / "library" / "manifest.yaml")
+            manifest = reworded(Manifest.load(out / "library" / "manifest.yaml"), WORDINGS.get(name))
             prepare_library(
                 manifest, prepared, base=base, rank=resolved.hypernet.rank, targets=targets, device=str(worker.device)
             )

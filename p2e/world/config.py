@@ -69,6 +69,7 @@ class WorldLibraryConfig(Settings):
 
     effects: int | None = Field(default=None, ge=1, description="only the first so many of the table")
     clips: int = Field(default=48, ge=1, description="clips an effect, drawn once: the paper had about 50")
+    wordings: int = Field(default=12, ge=1, description="training paraphrases that a LoRA sees, the first so many")
     adapt: WorldAdaptConfig = WorldAdaptConfig()
 
 

@@ -7,7 +7,6 @@ Shapes: F training effects, P clips of each, E effects a step and worker, n clip
 
 import copy
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +23,6 @@ from p2e.files import write_text
 from p2e.hypernet.checkpoint import load_checkpoint, save_checkpoint
 from p2e.hypernet.variants import Predictor
 from p2e.lora.prepared import PreparedLibrary
-from p2e.schedule import warm_cosine
 from p2e.text import TextStates
 from p2e.training.augment import augmented
 from p2e.training.data import open_source
@@ -35,6 +33,7 @@ from p2e.world.library import effect_data
 from p2e.world.parallel import Worker, average_gradients
 from p2e.world.pause import Pause, Paused
 from p2e.world.run_state import RunState
+from p2e.world.schedule import Schedule
 
 __all__ = ["FinetuneConfig", "finetune"]
 
@@ -43,12 +42,12 @@ class FinetuneConfig(Settings):
     """The second stage. Its rate falls by a cosine."""
 
     steps: int = Field(default=2000, ge=1)
+    max_seconds: float | None = Field(default=None, gt=0, description="the schedule ends by then even if steps remain")
     effects_per_step: int = Field(default=16, ge=1, description="of each worker")
     clips_per_effect: int = Field(default=4, ge=1, description="in a step")
     clips: int = Field(default=48, ge=1, description="of an effect in all: those that its LoRA was trained on")
     learning_rate: float = Field(default=3e-4, gt=0)
     warmup: int = Field(default=50, ge=0)
-    final_fraction: float = Field(default=0.03, ge=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.995, ge=0, lt=1)
@@ -97,16 +96,20 @@ def finetune(
     )
     kept = RunState(state, model, average, [optimizer], config.model_dump(mode="json"))
     step, before = kept.load()
-    started = time.perf_counter() - before
+    begun = step
+    schedule = Schedule(config.steps, config.warmup, config.max_seconds, worker, before)
     rows = torch.tensor([source.prompts[i][0] for i in source.train], device=device)
     library_index = torch.tensor(source.train, device=device)
     augment, generator = AugmentConfig(noise=config.noise), torch.Generator(device)
     history: list[dict[str, float]] = []
     recent, since = torch.zeros((), device=device), step
-    while step < config.steps:
-        rate = warm_cosine(step, config.warmup, step / config.steps, config.final_fraction)
+    while (scale := schedule.scale(step)) is not None:
+        if step > begun and pause.due(step):
+            if worker.is_first:
+                kept.save(step, schedule.elapsed())
+            raise Paused(f"finetune: paused after {step} of {config.steps} steps")
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate
+            group["lr"] = config.learning_rate * scale
         # The effects of a step are drawn alike on all workers and shared out, so that none is met twice in a step.
         generator.manual_seed(config.seed * 1_000_003 + step)
         order = torch.randperm(len(names), generator=generator, device=device)
@@ -130,11 +133,7 @@ def finetune(
             history.append({"step": step, "loss": worker.mean(recent).item() / (step - since)})
             recent, since = torch.zeros((), device=device), step
             if worker.is_first:
-                print(f"finetune {history[-1]} {time.perf_counter() - started:.0f} s", flush=True)
-        if step < config.steps and pause.due(step):
-            if worker.is_first:
-                kept.save(step, time.perf_counter() - started)
-            raise Paused(f"finetune: paused after {step} of {config.steps} steps")
+                print(f"finetune {history[-1]} {schedule.elapsed():.0f} s", flush=True)
     through.close()
     if worker.is_first:
         save_checkpoint(

@@ -33,7 +33,7 @@ __all__ = ["WILD_FORMATS", "effect_data", "train_effects", "write_library"]
 
 WILD_FORMATS = ("wan", "kohya", "diffusers")  # in turn over the library, so that reading it exercises each
 ATTENTION = frozenset(f"{kind}.{part}" for kind in ("self_attn", "cross_attn") for part in "qkvo")
-EVERY_ATTENTION, EVERY_DOUBLE = 9, 14  # every so manieth LoRA adapts attention alone, or has twice the rank
+EVERY_ATTENTION, EVERY_DOUBLE = 11, 7  # every so manieth LoRA adapts attention alone, or has twice the rank
 CLIP_SEED = 50_000
 
 
@@ -91,7 +91,8 @@ def train_effects(
     share = -(-len(indices) // worker.size)  # every worker takes as many, so that shapes agree; the last repeat
     padded = [*indices, *[indices[-1]] * (share * worker.size - len(indices))]
     mine = list(range(worker.rank * share, (worker.rank + 1) * share))
-    data = effect_data([padded[i] for i in mine], config.clips, vae, text, worker.device)
+    words = {name: states[: config.wordings] for name, states in text.items()}
+    data = effect_data([padded[i] for i in mine], config.clips, vae, words, worker.device)
     start = None if init is None else [init[min(i, len(indices) - 1)] for i in mine]
     forms = [wild_form(i, recipe.rank) if wild else LoraForm(recipe.rank) for i in padded]
     loras = GroupedLoras(
