@@ -150,6 +150,20 @@ class LossConfig(Settings):
     blend: Literal["mean", "sum"] = "mean"
 
 
+class MetricConfig(Settings):
+    """Where the base is sensitive, so that errors count there (`p2e.training.metric`).
+
+    Attributes:
+        moments: file of the sites' moments (`p2e.adapt.moments`).
+        power: of the curvature: 1 is all of it, 0 the plain Frobenius norm.
+        damping: added to moments of mean eigenvalue 1.
+    """
+
+    moments: str
+    power: float = Field(default=0.5, ge=0, le=1)
+    damping: float = Field(default=0.01, gt=0)
+
+
 class AugmentConfig(Settings):
     """How training varies the prompts of a step (`p2e.training.augment`); the default is not at all.
 
@@ -179,6 +193,7 @@ class TrainConfig(Settings):
         base: a base model's folder, or "world".
         output: the run's folder: checkpoint, optimizer state, logs. Running again with the same folder resumes.
         augment: how the prompts are varied.
+        metric: weigh errors by the base's sensitivity; None is the Frobenius norm of the paper.
         steps: optimizer steps of the whole run.
         sites_per_step: sites a step, shared out over the shapes of the base; at least one of each shape.
         effects_per_step: effects a step; every site of the step is paired with every effect of the step.
@@ -203,6 +218,7 @@ class TrainConfig(Settings):
     hypernet: HypernetConfig = HypernetConfig()
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
+    metric: MetricConfig | None = None
     steps: int = Field(default=20_000, ge=1)
     sites_per_step: int = Field(default=20, ge=1)
     effects_per_step: int = Field(default=24, ge=1)

@@ -55,25 +55,29 @@ class HyperDreamBooth(nn.Module):
         return w0.new_empty(*w0.shape[:2], 0), w0.new_empty(w0.shape[0], w0.shape[2], 0)
 
     def predict_sites(self, groups: Sequence[Sites], text: Tensor, text_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """As `Hypernet.predict_sites`."""
+        """As `Hypernet.predict_sites`. Tokens know no shape, so a pass through the backbone is one for all groups."""
         states = self.text_norm(self.text(text))
-        return [self.refined(sites, states, text_mask) for sites in groups]
-
-    def refined(self, sites: Sites, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        rows, columns = sites.weights
-        d_out, d_in, r = rows.shape[1], columns.shape[1], self.config.rank
-        embedding = (self.block_embedding(sites.block) + self.module_embedding(sites.module))[:, None]
-        queries = (self.queries + embedding).expand(len(states), -1, -1, -1)  # [E, S, 2 r, d]
-        a = states.new_zeros(len(states), len(rows), r, d_in)
-        b = states.new_zeros(len(states), len(rows), r, d_out)  # B transposed: a column of B is a token
+        effects, r = len(states), self.config.rank
+        counts = [len(group.block) for group in groups]
+        embedding = torch.cat([self.block_embedding(g.block) + self.module_embedding(g.module) for g in groups])
+        queries = (self.queries + embedding[:, None]).expand(effects, -1, -1, -1)  # [E, S, 2 r, d]
+        shapes = [(g.weights[0].shape[1], g.weights[1].shape[1]) for g in groups]  # d_out, d_in
+        # B is kept transposed, as a column of B is a token.
+        factors = [
+            (states.new_zeros(effects, n, r, d_in), states.new_zeros(effects, n, r, d_out))
+            for n, (d_out, d_in) in zip(counts, shapes, strict=True)
+        ]
         for _ in range(self.config.iterations):
-            x = queries + torch.cat([self.read[str(d_in)](a), self.read[str(d_out)](b)], dim=2)
+            read = [torch.cat([self.read[str(x.shape[-1])](x) for x in pair], dim=2) for pair in factors]
+            x = queries + torch.cat(read, dim=1)
             for block in self.blocks:
-                x = block(x, states, mask)
-            x = self.out_norm(x)
-            a = a + self.write[str(d_in)](x[:, :, :r])
-            b = b + self.write[str(d_out)](x[:, :, r:])
-        return a.transpose(0, 1), b.permute(1, 0, 3, 2)
+                x = block(x, states, text_mask)
+            parts = self.out_norm(x).split(counts, dim=1)
+            factors = [
+                (a + self.write[str(d_in)](part[:, :, :r]), b + self.write[str(d_out)](part[:, :, r:]))
+                for (a, b), part, (d_out, d_in) in zip(factors, parts, shapes, strict=True)
+            ]
+        return [(a.transpose(0, 1), b.permute(1, 0, 3, 2)) for a, b in factors]
 
     def forward(
         self, w0: Weights, block: Tensor, module: Tensor, text: Tensor, text_mask: Tensor

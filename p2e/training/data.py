@@ -13,13 +13,14 @@ from torch import Tensor
 
 from p2e.bases import WeightReader
 from p2e.bases.base import Base, Site
-from p2e.config import AugmentConfig
+from p2e.config import AugmentConfig, MetricConfig
 from p2e.errors import InputError
 from p2e.hypernet.model import Sites, Weights
 from p2e.hypernet.variants import Predictor
 from p2e.lora.prepared import PreparedLibrary
 from p2e.text import TextEncoder, TextStates
 from p2e.training.augment import Augmented, augmented
+from p2e.training.metric import SiteMetric, read_metric
 
 __all__ = ["Batch", "Group", "ResidentSource", "Source", "StreamedSource", "open_source"]
 
@@ -27,7 +28,7 @@ __all__ = ["Batch", "Group", "ResidentSource", "Source", "StreamedSource", "open
 class Batch(NamedTuple):
     """One step's input, a list entry a shape: sites, targets A* [S, E, r, d_in] and B* [S, E, d_out, r] in units of
     the site's scale, weight [S, E] (0 where not covered); token states [E, T, D] and mask [E, T] of all; share [E] of
-    the next effect in each effect's target, if any are blended."""
+    the next effect in each effect's target, if any are blended; the metric of the sites, if errors have one."""
 
     sites: list[Sites]
     a: list[Tensor]
@@ -36,6 +37,7 @@ class Batch(NamedTuple):
     text: Tensor
     text_mask: Tensor
     share: Tensor | None = None
+    metric: list[SiteMetric] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Source:
         dtype: type in which W0 is kept; targets are float32.
         across_sites: the model's sites attend to each other.
         augment: how prompts are varied; its default expects rows without what augmentation needs.
+        metric: of the errors; it is kept on the device.
 
     Raises:
         InputError: the library is of another base, or has no effect to train on, or covers no site, or the model's
@@ -98,6 +101,7 @@ class Source:
         self, base: Base, weights: WeightReader, library: PreparedLibrary, encoder: TextEncoder, model: Predictor,
         *, device: torch.device, dtype: torch.dtype, across_sites: bool = False,
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008  frozen
+        metric: MetricConfig | None = None,
     ) -> None:  # fmt: skip
         if library.base_name != base.name:
             raise InputError(
@@ -115,6 +119,7 @@ class Source:
             for shape, sites in base.shapes.items()
             if any(site.key in self.scales for site in sites)
         ]
+        self.metric = self._metric(metric)
         self.effect_weight = torch.tensor([effect.weight for effect in library.effects], dtype=torch.float32)
         prompts = [prompt for effect in library.effects for prompt in effect.prompts]
         counts = [len(effect.prompts) for effect in library.effects]
@@ -139,6 +144,13 @@ class Source:
         if not scales:
             raise InputError(f"no training effect of the library covers a site of {self.base.name}; check the library")
         return scales
+
+    def _metric(self, config: MetricConfig | None) -> list[SiteMetric] | None:
+        """Of all sites of each group."""
+        if config is None:
+            return None
+        found = read_metric(config, self.base.name, [group.sites for group in self.groups])
+        return [SiteMetric(*(x.to(self.device) for x in metric)) for metric in found]
 
     def load(self, sites: Sequence[Site]) -> Targets:
         """Reads sites of one shape, with all effects, onto the device."""
@@ -182,8 +194,9 @@ class Source:
             other, key = row.to(self.device).split(list(widths))[-2:]
             text = augmented(text.text, text.mask, self.text[other], key, self.augment)
         return Batch(
-            [c.sites for c in chosen], [c.a for c in chosen], [c.b for c in chosen], [c.weight for c in chosen], *text
-        )
+            [c.sites for c in chosen], [c.a for c in chosen], [c.b for c in chosen], [c.weight for c in chosen], *text,
+            metric=self.metric and [m.take(i.to(self.device)) for m, i in zip(self.metric, sites, strict=True)],
+        )  # fmt: skip
 
     def batches(self, rows: Tensor, widths: Sequence[int]) -> Iterator[Batch]:
         """The batches of several rows, in order."""

@@ -85,7 +85,7 @@ class Trainer:
         self.source = open_source(
             base, weights, library, encoder, cast(Predictor, self.model), device=self.device, dtype=self.dtype,
             resident_bytes=config.resident_gb * 1e9, across_sites=config.hypernet.across_sites,
-            augment=config.augment,
+            augment=config.augment, metric=config.metric,
         )  # fmt: skip
         # After the source, which fits the map of the text.
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else None

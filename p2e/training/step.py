@@ -35,7 +35,13 @@ class Objective(nn.Module):
         with torch.autocast(batch.text.device.type, self.dtype, self.dtype != torch.float32, cache_enabled=False):
             predicted = self.model.predict_sites(batch.sites, batch.text, batch.text_mask)  # pyright: ignore[reportCallIssue]
         errors, weights = [], []
-        for (a_hat, b_hat), a, b, weight in zip(predicted, batch.a, batch.b, batch.weight, strict=True):
+        for group, (a_hat, b_hat) in enumerate(predicted):
+            a, b, weight = batch.a[group], batch.b[group], batch.weight[group]
+            if batch.metric is not None:
+                metric = batch.metric[group]
+                with torch.autocast(batch.text.device.type, enabled=False):
+                    (a_hat, b_hat), (a, b) = metric.factors(a_hat, b_hat), metric.factors(a, b)
+                weight = weight * metric.weight[:, None]
             found = site_errors(a_hat, b_hat, a, b, self.loss.epsilon)
             if batch.share is not None:
                 found, weight = blended_errors(

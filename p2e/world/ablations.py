@@ -36,7 +36,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "raw": {"hypernet": {"rank": RAW_RANK}},
     "latents_half": {"hypernet": {"latents": 16}},
     "latents_double": {"hypernet": {"latents": 64}},
-    "hyperdreambooth": {"hypernet": {"architecture": "hyperdreambooth", "rank": RAW_RANK}},
+    "hyperdreambooth": {"hypernet": {"architecture": "hyperdreambooth", "rank": RAW_RANK}, "metric": None},
 }
 RAW = ("raw", "hyperdreambooth")
 
@@ -46,6 +46,8 @@ STUDY: dict[str, dict[str, Any]] = {
     "loss_update": {"loss": {"update": 1.0}},
     "tokens": {"hypernet": {"text": {"form": "tokens"}}},
     "no_anchors": {"hypernet": {"text": {"form": "sentence", "whiten": "centre"}}},
+    "frobenius": {"metric": None},
+    "curvature": {"metric": {"power": 1.0}},
     "no_noise": {"augment": {"noise": 0.0}},
     "blend_mean": {"augment": {"noise": 0.5, "blend": 0.3}},
     "blend_sum": {"augment": {"noise": 0.5, "blend": 0.3}, "loss": {"update": 0.5, "blend": "sum"}},

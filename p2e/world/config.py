@@ -8,8 +8,8 @@ from p2e.adapt.config import AdaptConfig
 from p2e.config import Settings
 
 __all__ = [
-    "WorldBaseConfig", "WorldLibraryConfig", "WorldMeasureConfig", "WorldPrepareConfig", "WorldTextConfig",
-    "WorldVaeConfig",
+    "WorldBaseConfig", "WorldLibraryConfig", "WorldMeasureConfig", "WorldMomentsConfig", "WorldPrepareConfig",
+    "WorldTextConfig", "WorldVaeConfig",
 ]  # fmt: skip
 
 
@@ -77,6 +77,16 @@ class WorldPrepareConfig(Settings):
     """The canonical targets of the library."""
 
     rank: int = Field(default=4, ge=1, description="the hypernetwork's is the same: hypernet.hypernet.rank")
+
+
+class WorldMomentsConfig(Settings):
+    """Moments of the base's sites under the LoRAs of the training effects, on the clips that these were trained on."""
+
+    clips: int = Field(default=8, ge=1, description="of each effect")
+    effects: int | None = Field(default=None, ge=1, description="only the first so many")
+    at_once: int = Field(default=8, ge=1, description="effects a batch")
+    shift: float = Field(default=2.0, gt=0)
+    seed: int = 7
 
 
 class WorldMeasureConfig(Settings):

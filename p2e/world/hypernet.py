@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from p2e.bases import WeightReader
-from p2e.config import AugmentConfig, HypernetConfig, LossConfig, TextConfig, TrainConfig
+from p2e.config import AugmentConfig, HypernetConfig, LossConfig, MetricConfig, TextConfig, TrainConfig
 from p2e.files import write_text
 from p2e.hypernet.checkpoint import load_checkpoint
 from p2e.lora.library import Manifest, prepare_library
@@ -30,8 +30,10 @@ WORLD_HYPERNET = TrainConfig(
         text=TextConfig(form="sentence", whiten="effects", shrink=0.3, anchors=92, temperature=0.03),
     ),
     loss=LossConfig(update=0.5), augment=AugmentConfig(noise=0.5),
-    steps=12_000, sites_per_step=20, effects_per_step=32, learning_rate=1e-3, warmup_fraction=0.02, decay="cosine",
-    ema=0.999, precision="bfloat16", checkpoint_precision="bfloat16", cuda_graph=True, tensorboard=False, log_every=500,
+    metric=MetricConfig(moments="moments/moments.safetensors"),
+    steps=20_000, sites_per_step=20, effects_per_step=32, learning_rate=1e-3, warmup_fraction=0.02, decay="cosine",
+    ema=0.999, precision="bfloat16", checkpoint_precision="bfloat16", compile=True, cuda_graph=True, tensorboard=False,
+    log_every=500,
 )  # fmt: skip
 
 
@@ -97,6 +99,9 @@ def train_hypernet(out: Path, base: Any, text: Mapping[str, TextStates], config:
     paths = {"library": str(library or out / "prepared"), "output": str(into), "base": str(out / "base")}
     prepared = PreparedLibrary.open(paths["library"])
     config = anchored(config.model_copy(update=paths), prepared)
+    if config.metric is not None:
+        metric = config.metric.model_copy(update={"moments": str(out / config.metric.moments)})
+        config = config.model_copy(update={"metric": metric})
     weights = WeightReader(base, out / "base")
     trainer = Trainer(config, base, weights, prepared, KeptEncoder(text))
     file = into / "history.json"

@@ -20,7 +20,8 @@ from p2e.world.table.spec import UNSEEN
 
 __all__ = [
     "WORLD", "effect_states", "make_ablations", "make_base", "make_captions", "make_fidelity", "make_finetuned",
-    "make_hypernet", "make_library", "make_prepared", "make_text", "make_vae", "open_transformer", "open_vae",
+    "make_hypernet", "make_library", "make_moments", "make_prepared", "make_text", "make_vae",
+    "open_transformer", "open_vae",
 ]  # fmt: skip
 
 WORLD = WAN_BASES["world"]
@@ -107,6 +108,16 @@ def make_library(job: Job) -> None:
         }  # fmt: skip
         write_library(specs, loras, WORLD, job.made / "library", metadata)
         print("library", metadata, flush=True)
+
+
+def make_moments(job: Job) -> None:
+    from p2e.world.moments import measure_moments
+
+    if job.worker.is_first:
+        transformer, vae = open_transformer(job.out, job.worker.device), open_vae(job.out, job.worker.device)
+        path = job.made / "moments" / "moments.safetensors"
+        loss = measure_moments(job.settings, job.out, WORLD, transformer, vae, effect_states(job.out), path)
+        print(f"moments: loss {loss:.4f}", flush=True)
 
 
 def make_fidelity(job: Job, folder: str) -> None:

@@ -13,6 +13,7 @@ from p2e.world.config import (
     WorldBaseConfig,
     WorldLibraryConfig,
     WorldMeasureConfig,
+    WorldMomentsConfig,
     WorldPrepareConfig,
     WorldTextConfig,
     WorldVaeConfig,
@@ -95,13 +96,19 @@ TABLE = (
     fidelity("measure", LIBRARY_COLUMNS),
     Stage("prepare", parsed(WorldPrepareConfig, "prepare"), makers.make_prepared, ("prepared",), ("library",)),
     Stage(
-        "hypernet", hypernet_settings, makers.make_hypernet, ("first_stage",), ("text", "base", "prepare"), saves=True
+        "moments", parsed(WorldMomentsConfig, "moments"), makers.make_moments, ("moments",),
+        ("text", "vae", "base", "library"), data=effects_data,
+    ),
+    Stage(
+        "hypernet", hypernet_settings, makers.make_hypernet, ("first_stage",),
+        ("text", "base", "prepare", "moments"), saves=True,
     ),
     Stage(
         "finetune", finetune_settings, makers.make_finetuned, ("checkpoint",),
         ("text", "vae", "base", "prepare", "hypernet"), data=effects_data, saves=True,
     ),
-    Stage("ablations", ablations_settings, makers.make_ablations, ("ablations",), ("text", "base", "library")),
+    Stage("ablations", ablations_settings, makers.make_ablations, ("ablations",),
+          ("text", "base", "library", "moments")),
     fidelity("main_table", MAIN_COLUMNS, "hypernet", "finetune", "ablations"),
     fidelity("ablation_table", ABLATION_COLUMNS, "ablations"),
 )  # fmt: skip

@@ -31,12 +31,13 @@ SMALL = [
     "base.steps=2", "base.batch=1", "base.pool=2", "base.measured=1",
     "library.clips=1", "library.effects=2", "library.adapt.steps=2", "library.adapt.batch=1",
     "measure.scenes=1", "measure.effects=2", "measure.steps=1", "measure.keep=[\"yellow_mood\"]",
-    "hypernet.steps=2", "hypernet.cuda_graph=false", "hypernet.precision=\"float32\"", "hypernet.sites_per_step=3",
+    "moments.clips=1", "hypernet.steps=2", "hypernet.compile=false", "hypernet.cuda_graph=false",
+    "hypernet.precision=\"float32\"", "hypernet.sites_per_step=3",
     "hypernet.effects_per_step=2", "hypernet.hypernet.width=32", "hypernet.hypernet.layers=1",
     "finetune.steps=2", "finetune.clips=2", "finetune.clips_per_effect=1",
     "ablations.steps=2", "ablations.arms=[\"no_weights\", \"hyperdreambooth\"]",
-    'ablations.changes={"cuda_graph": false, "precision": "float32", "sites_per_step": 3, "effects_per_step": 2, '
-    '"hypernet": {"width": 32, "layers": 1}}',
+    'ablations.changes={"compile": false, "cuda_graph": false, "precision": "float32", "sites_per_step": 3, '
+    '"effects_per_step": 2, "hypernet": {"width": 32, "layers": 1}}',
     "main_table.scenes=1", "main_table.effects=2", "main_table.steps=1",
     f"main_table.columns={json.dumps([c for c in MAIN_COLUMNS if ':5' not in c and ':10' not in c])}",
     "ablation_table.scenes=1", "ablation_table.effects=2", "ablation_table.steps=1",
