@@ -46,6 +46,8 @@ def world(
         f"{len(config.only)} effects, {config.scenes} scenes each, {len(config.columns)} columns: about "
         f"{duration(task.seconds())} on 2 cores; {task.done()} of {task.cells} cells stand in {task.path}",
     )
+    if task.recorded:
+        print(f"{task.recorded} of the cells need LoRAs that do not ship; they are taken from {task.record}")
     done = 0
     with progress_bar("measuring") as show:
 

@@ -66,6 +66,8 @@ class TextConfig(Settings):
         anchors: how many training effects a sentence is drawn to, which is all of them; 0 is off. What is read is then
             the mean of their centres, weighed by softmax(cosine / temperature).
         temperature: of that softmax; small ones leave the nearest effect alone.
+        components: how many effects a sentence may ask for at once; each after the first is sought in what those
+            before it leave unexplained.
     """
 
     form: Literal["tokens", "sentence"] = "tokens"
@@ -73,6 +75,7 @@ class TextConfig(Settings):
     shrink: float = Field(default=1.0, gt=0)
     anchors: int = Field(default=0, ge=0)
     temperature: float = Field(default=0.1, gt=0)
+    components: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -80,6 +83,8 @@ class TextConfig(Settings):
             raise ValueError(f"whiten: {self.whiten} is for sentence vectors; set form: sentence")
         if self.form == "tokens" and self.anchors:
             raise ValueError("anchors are for sentence vectors; set form: sentence")
+        if self.components > max(self.anchors, 1):
+            raise ValueError("components are sought among the anchors; set anchors, or components: 1")
         return self
 
 

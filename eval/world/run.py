@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.world.record import RECORD, fill_from_record, is_recorded, without_lora
 from p2e.bases import world_base_folder
 from p2e.bases.wan import WAN_BASES
 from p2e.errors import InputError
@@ -36,11 +37,19 @@ class Plan:
     Attributes:
         weights: folder of the world: base/, library/, checkpoint/.
         path: the measure file; it is named by weights and settings, so that no two kinds of scores meet in one.
+        record: scores of the whole library, for cells that need LoRAs which are not there; None without one.
     """
 
     weights: Path
     path: Path
     config: WorldMeasureConfig
+    record: Path | None = None
+
+    @property
+    def recorded(self) -> int:
+        """Cells that come from the record."""
+        missing = without_lora(self.weights) if self.record else set[str]()
+        return sum(is_recorded(c, name, missing) for name in self.config.only for c in self.config.columns)
 
     @property
     def effects(self) -> list[EffectSpec]:
@@ -60,9 +69,14 @@ class Plan:
     def seconds(self) -> float:
         """About how long what is left takes on 2 cores."""
         found = Measurement.load(self.path) if self.path.exists() else Measurement({})
+        missing = without_lora(self.weights) if self.record else set[str]()
         clips, total = self.config.scenes * len(self.config.seeds), 0.0
         for name in self.config.only:
-            left = [Column.parse(c) for c in self.config.columns if not found.has(name, c)]
+            left = [
+                Column.parse(c)
+                for c in self.config.columns
+                if not found.has(name, c) and not is_recorded(c, name, missing)
+            ]
             total += CLIP * self.config.scenes if left else 0
             for column in left:
                 rendered = column.kind not in ("still", "cap")
@@ -112,7 +126,10 @@ def plan(
     folder = weights or world_base_folder().parent
     if not (folder / "base" / "transformer").is_dir():
         raise InputError(f"{folder}: has no base/transformer; give the folder of a world, or leave out --weights")
-    specs = shipped_effects(folder)
+    specs, record = shipped_effects(folder), RECORD if weights is None and RECORD.exists() else None
+    if record is not None:
+        known = Measurement.load(record).effects
+        specs = [spec for spec in EFFECTS if spec in specs or spec.name in known]
     if not full or effects is not None:
         specs = pick_effects(specs, effects or 6)
     wanted = tuple(columns) or (FULL if full else SUBSET)
@@ -125,7 +142,7 @@ def plan(
     )  # fmt: skip
     text = f"{digest(folder)} {config.scenes} {config.seeds} {config.prompts} {config.steps}"
     name = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return Plan(folder, out / f"measure-{name}.json", config)
+    return Plan(folder, out / f"measure-{name}.json", config, record)
 
 
 def digest(weights: Path) -> str:
@@ -157,6 +174,12 @@ def recompute(plan: Plan, on_cells: Callable[[int], None] = lambda count: None) 
     if plan.done() == plan.cells:
         on_cells(plan.cells)
         return Measurement.load(plan.path), time.perf_counter() - started
+    if plan.record is not None:
+        config = plan.config
+        shared = {"scenes": config.scenes, "seeds": list(config.seeds), "prompts": config.prompts}
+        found = Measurement.open(plan.path, shared | {"steps": config.steps})
+        if fill_from_record(found, plan.effects, config, plan.record, without_lora(plan.weights)):
+            found.save(plan.path)
     names = {n for spec in plan.effects for n in (spec.name, other_effect(spec.name))}
     names |= {spec.name for spec in shipped_effects(plan.weights) if spec.split == "train"}
     world = open_world(plan.weights, names, plan.path.parent / "text")

@@ -10,7 +10,18 @@ centres, weighed by a softmax of its cosine to each: a new wording of a known ef
 a new effect between those that it resembles. All of this is fitted once, to the prompts that are trained on, and then
 fixed.
 
-Shapes: N prompts, F effects, T tokens, D width of the token states.
+A sharp softmax hears one effect of a prompt that asks for two ("up it goes, and the whole picture becomes red"). With
+`components` K, the sentence is taken apart by orthogonal matching pursuit (Pati et al., 1993), a softmax in place of
+each choice:
+
+    a_k = normalise(softmax(cos(r_k-1, centres) / temperature) @ centres)      r_0 = v
+    c = least squares of v on a_1 .. a_k,   r_k = v - sum_j c_j a_j
+    read = a_1 + sum_k>1 s_k a_k,   s_k = relu(c_k / c_1 - m_k) / (1 - m_k), at most 1
+
+m_k is the median of c_k / c_1 over the training prompts, of which each asks for one effect: up to there a further
+component is chance.
+
+Shapes: N prompts, F effects, T tokens, D width of the token states, K components.
 """
 
 import torch
@@ -23,6 +34,7 @@ from p2e.text import TextStates
 
 __all__ = ["TextInput", "sentence_vectors", "whitening"]
 
+RIDGE = 1e-4  # on the Gram matrix of components, of which two may nearly agree
 RANK_TOLERANCE = 1e-6  # of the largest eigenvalue; below it a direction is rounding
 
 
@@ -84,6 +96,7 @@ class TextInput(nn.Module):
     mean: Tensor
     matrix: Tensor
     centres: Tensor
+    chance: Tensor
 
     def __init__(self, config: TextConfig, width: int) -> None:
         super().__init__()
@@ -93,6 +106,8 @@ class TextInput(nn.Module):
             self.register_buffer("matrix", torch.eye(width))
         if config.anchors:
             self.register_buffer("centres", torch.zeros(config.anchors, width))
+        if config.components > 1:
+            self.register_buffer("chance", torch.zeros(config.components - 1))
 
     def fit(self, text: TextStates, effects: Tensor) -> None:
         """Fits the map to the training prompts, `text` [N, T, D] with the effect of each, [N].
@@ -112,6 +127,9 @@ class TextInput(nn.Module):
                 raise ConfigError(f"the library has {count} training effects; set hypernet.text.anchors: {count}")
             sums = torch.zeros_like(self.centres, device="cpu").index_add(0, of.cpu(), self._vectors(text).cpu())
             self.centres.copy_(F.normalize(sums, dim=-1))
+        if self.config.components > 1:
+            _, ratios = self._components(self._vectors(text))
+            self.chance.copy_(ratios.median(0).values.clamp(0, 0.9))
 
     @torch.no_grad()
     def forward(self, text: TextStates) -> TextStates:
@@ -120,8 +138,24 @@ class TextInput(nn.Module):
             return text
         vectors = self._vectors(text)
         if self.config.anchors:
-            vectors = torch.softmax(vectors @ self.centres.mT / self.config.temperature, dim=-1) @ self.centres
+            directions, ratios = self._components(vectors)
+            vectors = directions[:, 0]
+            if self.config.components > 1:
+                strengths = ((ratios - self.chance) / (1 - self.chance)).clamp(0, 1)
+                vectors = vectors + (strengths[..., None] * directions[:, 1:]).sum(1)
         return TextStates(F.rms_norm(vectors, vectors.shape[-1:], eps=1e-12)[:, None], text.mask.any(1, keepdim=True))
+
+    def _components(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Directions a [N, K, D] of unit vectors v [N, D], and c_k / c_1 of all but the first [N, K - 1]."""
+        left, found, c = vectors, [], vectors.new_ones(len(vectors), 1)
+        for _ in range(self.config.components):
+            cosine = F.normalize(left, dim=-1) @ self.centres.mT
+            found.append(F.normalize(torch.softmax(cosine / self.config.temperature, dim=-1) @ self.centres, dim=-1))
+            a = torch.stack(found, 1)
+            gram = a @ a.mT + RIDGE * torch.eye(len(found), device=a.device)
+            c = torch.linalg.solve(gram, (a @ vectors[..., None]))[..., 0]
+            left = vectors - (c[..., None] * a).sum(1)
+        return torch.stack(found, 1), c[:, 1:] / c[:, :1].clamp(min=1e-6)
 
     def _vectors(self, text: TextStates) -> Tensor:
         """Centred and whitened sentence vectors of length 1, [N, D]."""

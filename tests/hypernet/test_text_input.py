@@ -169,3 +169,26 @@ def test_a_checkpoint_of_before_reads_tokens(tiny: TinyRun, tmp_path: Path) -> N
     with SafetensorsFile(folder / "model.safetensors") as file:
         assert not any(name.startswith("text_input") for name in file.specs)
     assert HypernetConfig.parse(settings["hypernet"]) == load_checkpoint(folder, base=tiny.base).config
+
+
+def test_a_sentence_that_asks_for_two_effects_is_taken_apart() -> None:
+    """The middle of two centres reads as their sum; a prompt of one effect reads as that effect alone."""
+    vectors, of = wordings(6, 9, 32)
+    module = TextInput(TextConfig.parse(ANCHORED | {"temperature": 0.02, "components": 2}), 32)
+    module.fit(text_of(vectors), of)
+    assert 0 < module.chance.item() < 0.9
+    centres = torch.stack([vectors[of == e].mean(0) for e in range(6)])
+    single = module(text_of(centres)).states[:, 0]
+    both = module(text_of(centres[0:1] + centres[3:4])).states[0, 0]
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(both[None], (single[0] + single[3])[None]).item() > 0.95
+    one = TextInput(TextConfig.parse(ANCHORED | {"temperature": 0.02}), 32)
+    one.fit(text_of(vectors), of)
+    assert cosine(one(text_of(centres)).states[:, 0], single).min() > 0.9
+    sharp = one(text_of(centres[0:1] * 1.2 + centres[3:4])).states[0, 0]  # one component hears the louder alone
+    assert cosine(sharp[None], single[:1]).item() > cosine(both[None], single[:1]).item() + 0.1
+
+
+def test_components_need_anchors() -> None:
+    with pytest.raises(ConfigError, match="set anchors, or components: 1"):
+        TextConfig.parse({"form": "sentence", "components": 2})
