@@ -42,7 +42,8 @@ def predict_loras(
         dtype: type of the returned factors, which are on the CPU.
 
     Returns:
-        One LoRA a prompt, all of the hypernetwork's rank, in the order of `prompts`.
+        One LoRA a prompt, in the order of `prompts`: of the hypernetwork's rank, or, for a prompt that asks for several
+        effects (`TextConfig.components`), of that rank for each.
 
     Raises:
         InputError: a prompt is empty or too long, the strength is not finite, or the weights are of another base than
@@ -54,15 +55,20 @@ def predict_loras(
         raise InputError(f"strength {strength} is not finite; give a number such as 1.0")
     if not texts:
         return []
-    states = checkpoint.model.text_input(encoder.encode(texts).to(checkpoint.device))
+    asked = checkpoint.model.text_input.components(encoder.encode(texts).to(checkpoint.device))
+    wanted = asked.strength.flatten().nonzero()[:, 0]  # what is not asked for is not predicted
+    whose, shares = (wanted // asked.strength.shape[1]).tolist(), asked.strength.flatten()[wanted]
     factors: list[dict[str, Factors]] = [{} for _ in texts]
-    for sites, a, b in predict_factors(checkpoint, weights, states):
+    for sites, a, b in predict_factors(checkpoint, weights, asked.text[wanted]):
         for i, site in enumerate(sites):
             scale_a, scale_b = checkpoint.scales[site.key]
             a_site = (a[i].float() * scale_a).to("cpu", dtype)
-            b_site = (b[i].float() * (scale_b * strength)).to("cpu", dtype)
+            b_site = (b[i].float() * (scale_b * strength) * shares[:, None, None]).to("cpu", dtype)
             for effect in range(len(texts)):
-                factors[effect][site.key] = Factors(a_site[effect].contiguous(), b_site[effect].contiguous())
+                rows = [row for row, owner in enumerate(whose) if owner == effect]
+                factors[effect][site.key] = Factors(
+                    torch.cat([a_site[row] for row in rows], 0), torch.cat([b_site[row] for row in rows], 1)
+                )
     order = [site.key for site in checkpoint.base.sites if site.key in checkpoint.scales]
     return [
         Lora(

@@ -16,13 +16,19 @@ each choice:
 
     a_k = normalise(softmax(cos(r_k-1, centres) / temperature) @ centres)      r_0 = v
     c = least squares of v on a_1 .. a_k,   r_k = v - sum_j c_j a_j
-    read = a_1 + sum_k>1 s_k a_k,   s_k = relu(c_k / c_1 - m_k) / (1 - m_k), at most 1
 
-m_k is the median of c_k / c_1 over the training prompts, of which each asks for one effect: up to there a further
-component is chance.
+In training the network reads a_1 alone, as every training prompt asks for one effect. A prediction is the sum of the
+updates for a_1 .. a_K, each at its strength
+
+    s_1 = 1,   s_k = (c_k / c_1 - m_k) / (h_k - m_k) within 0..1
+
+where m_k and h_k are the median and the ninth decile of c_k / c_1 over the training prompts: up to the one a further
+component is chance, and from the other on it is meant.
 
 Shapes: N prompts, F effects, T tokens, D width of the token states, K components.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +38,9 @@ from p2e.config import TextConfig
 from p2e.errors import ConfigError, InputError
 from p2e.text import TextStates
 
-__all__ = ["TextInput", "sentence_vectors", "whitening"]
+__all__ = ["Components", "TextInput", "sentence_vectors", "whitening"]
 
+CHANCE, MEANT = 0.5, 0.9  # quantiles of a further component's share over prompts of one effect
 RIDGE = 1e-4  # on the Gram matrix of components, of which two may nearly agree
 RANK_TOLERANCE = 1e-6  # of the largest eigenvalue; below it a direction is rounding
 
@@ -82,6 +89,14 @@ def whitening(vectors: Tensor, effects: Tensor, config: TextConfig) -> tuple[Ten
     return mean.float(), (root @ direction @ direction.mT).float()
 
 
+class Components(NamedTuple):
+    """What a sentence asks for: N K sentences of one effect each, those of a prompt side by side, and the strength of
+    each, [N, K]."""
+
+    text: TextStates
+    strength: Tensor
+
+
 class TextInput(nn.Module):
     """Token states of the encoder -> token states [N, T or 1, D] that the network reads, with their mask.
 
@@ -107,7 +122,7 @@ class TextInput(nn.Module):
         if config.anchors:
             self.register_buffer("centres", torch.zeros(config.anchors, width))
         if config.components > 1:
-            self.register_buffer("chance", torch.zeros(config.components - 1))
+            self.register_buffer("chance", torch.zeros(2, config.components - 1))
 
     def fit(self, text: TextStates, effects: Tensor) -> None:
         """Fits the map to the training prompts, `text` [N, T, D] with the effect of each, [N].
@@ -128,8 +143,8 @@ class TextInput(nn.Module):
             sums = torch.zeros_like(self.centres, device="cpu").index_add(0, of.cpu(), self._vectors(text).cpu())
             self.centres.copy_(F.normalize(sums, dim=-1))
         if self.config.components > 1:
-            _, ratios = self._components(self._vectors(text))
-            self.chance.copy_(ratios.median(0).values.clamp(0, 0.9))
+            ratios = self._pursuit(self._vectors(text))[1].cpu()
+            self.chance.copy_(torch.quantile(ratios, torch.tensor([CHANCE, MEANT]), dim=0))
 
     @torch.no_grad()
     def forward(self, text: TextStates) -> TextStates:
@@ -138,17 +153,26 @@ class TextInput(nn.Module):
             return text
         vectors = self._vectors(text)
         if self.config.anchors:
-            directions, ratios = self._components(vectors)
-            vectors = directions[:, 0]
-            if self.config.components > 1:
-                strengths = ((ratios - self.chance) / (1 - self.chance)).clamp(0, 1)
-                vectors = vectors + (strengths[..., None] * directions[:, 1:]).sum(1)
+            vectors = self._pursuit(vectors, 1)[0][:, 0]
         return TextStates(F.rms_norm(vectors, vectors.shape[-1:], eps=1e-12)[:, None], text.mask.any(1, keepdim=True))
 
-    def _components(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def components(self, text: TextStates) -> Components:
+        """What to predict for the prompts, and at which strength; with one component, what `forward` gives, at 1."""
+        count = self.config.components
+        if count == 1:
+            return Components(self(text), text.mask.new_ones(len(text.mask), 1, dtype=torch.float32))
+        directions, ratios = self._pursuit(self._vectors(text))
+        low, high = self.chance
+        further = ((ratios - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+        vectors = F.rms_norm(directions.flatten(0, 1), directions.shape[-1:], eps=1e-12)[:, None]
+        mask = text.mask.any(1, keepdim=True).repeat_interleave(count, 0)
+        return Components(TextStates(vectors, mask), torch.cat([torch.ones_like(further[:, :1]), further], 1))
+
+    def _pursuit(self, vectors: Tensor, components: int | None = None) -> tuple[Tensor, Tensor]:
         """Directions a [N, K, D] of unit vectors v [N, D], and c_k / c_1 of all but the first [N, K - 1]."""
         left, found, c = vectors, [], vectors.new_ones(len(vectors), 1)
-        for _ in range(self.config.components):
+        for _ in range(components or self.config.components):
             cosine = F.normalize(left, dim=-1) @ self.centres.mT
             found.append(F.normalize(torch.softmax(cosine / self.config.temperature, dim=-1) @ self.centres, dim=-1))
             a = torch.stack(found, 1)

@@ -27,7 +27,8 @@ WORLD_HYPERNET = TrainConfig(
     hypernet=HypernetConfig(
         width=256, layers=6, heads=8, latents=32, rank=4,
         # As many anchors as the library has training effects.
-        text=TextConfig(form="sentence", whiten="effects", shrink=0.3, anchors=92, temperature=0.03),
+        text=TextConfig(form="sentence", whiten="effects", shrink=0.3, anchors=92, temperature=0.03,
+                        components=2),
     ),
     loss=LossConfig(update=0.5), augment=AugmentConfig(noise=0.5),
     metric=MetricConfig(moments="moments/moments.safetensors"),

@@ -172,23 +172,54 @@ def test_a_checkpoint_of_before_reads_tokens(tiny: TinyRun, tmp_path: Path) -> N
 
 
 def test_a_sentence_that_asks_for_two_effects_is_taken_apart() -> None:
-    """The middle of two centres reads as their sum; a prompt of one effect reads as that effect alone."""
     vectors, of = wordings(6, 9, 32)
     module = TextInput(TextConfig.parse(ANCHORED | {"temperature": 0.02, "components": 2}), 32)
     module.fit(text_of(vectors), of)
-    assert 0 < module.chance.item() < 0.9
+    low, high = module.chance[:, 0].tolist()
+    assert 0 <= low < high < 1
     centres = torch.stack([vectors[of == e].mean(0) for e in range(6)])
     single = module(text_of(centres)).states[:, 0]
-    both = module(text_of(centres[0:1] + centres[3:4])).states[0, 0]
-    cosine = torch.nn.functional.cosine_similarity
-    assert cosine(both[None], (single[0] + single[3])[None]).item() > 0.95
+    found = module.components(text_of(centres[0:1] + centres[3:4]))
+    assert found.text.states.shape == (2, 1, 32) and found.text.mask.shape == (2, 1)
+    cosine = torch.nn.functional.cosine_similarity(found.text.states[:, 0][:, None], single[None], dim=-1)
+    assert set(cosine.argmax(1).tolist()) == {0, 3} and cosine.amax(1).min() > 0.95
+    assert found.strength.tolist() == [[1, 1]]
+    # A prompt of one effect asks for it alone, and most of those that were trained on do.
+    alone = module.components(text_of(centres))
+    torch.testing.assert_close(alone.text.states[::2, 0], single)
+    assert (module.components(text_of(vectors)).strength[:, 1] == 0).float().mean() >= 0.5
+    # With one component there is nothing to add to what the network reads.
     one = TextInput(TextConfig.parse(ANCHORED | {"temperature": 0.02}), 32)
     one.fit(text_of(vectors), of)
-    assert cosine(one(text_of(centres)).states[:, 0], single).min() > 0.9
-    sharp = one(text_of(centres[0:1] * 1.2 + centres[3:4])).states[0, 0]  # one component hears the louder alone
-    assert cosine(sharp[None], single[:1]).item() > cosine(both[None], single[:1]).item() + 0.1
+    plain = one.components(text_of(vectors))
+    torch.testing.assert_close(plain.text.states, module(text_of(vectors)).states)
+    assert plain.strength.tolist() == [[1]] * len(vectors)
 
 
 def test_components_need_anchors() -> None:
     with pytest.raises(ConfigError, match="set anchors, or components: 1"):
         TextConfig.parse({"form": "sentence", "components": 2})
+
+
+def test_a_prompt_of_two_effects_gets_the_sum_of_their_updates(tiny: TinyRun, tmp_path: Path) -> None:
+    text = ANCHORED | {"components": 2}
+    folder = tiny.trainer(str(tmp_path / "run"), hypernet={"text": text}, steps=2).run()
+    found = load_checkpoint(folder, base=tiny.base)
+    prompts = [prompt for effect in tiny.library.effects for prompt in effect.prompts][:3]
+    module = found.model.text_input
+    key, rank = tiny.base.sites[0].key, found.config.rank
+
+    def updates(low: float, high: float) -> list[tuple[Tensor, int]]:
+        module.chance.copy_(torch.tensor([[low], [high]]))
+        loras = predict_loras(found, tiny.weights, prompts, tiny.encoder)
+        return [(lora.factors[key].b @ lora.factors[key].a, lora.rank) for lora in loras]
+
+    alone, both, half = updates(5, 6), updates(-6, -5), updates(-100, 100)
+    assert [r for _, r in alone] == [rank] * 3 and [r for _, r in both] == [2 * rank] * 3
+    asked = module.components(tiny.encoder.encode(prompts))
+    for row in range(3):
+        share = asked.strength[row, 1].item()
+        assert 0.4 < share < 0.6
+        second = both[row][0] - alone[row][0]
+        assert second.norm() > 0
+        torch.testing.assert_close(half[row][0], alone[row][0] + share * second, rtol=1e-3, atol=1e-6)
