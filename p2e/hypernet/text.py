@@ -41,6 +41,7 @@ from p2e.text import TextStates
 __all__ = ["Components", "TextInput", "sentence_vectors", "whitening"]
 
 CHANCE, MEANT = 0.5, 0.9  # quantiles of a further component's share over prompts of one effect
+EXPLAINED = 1e-3  # length of what is left of a unit vector
 RIDGE = 1e-4  # on the Gram matrix of components, of which two may nearly agree
 RANK_TOLERANCE = 1e-6  # of the largest eigenvalue; below it a direction is rounding
 
@@ -172,14 +173,18 @@ class TextInput(nn.Module):
     def _pursuit(self, vectors: Tensor, components: int | None = None) -> tuple[Tensor, Tensor]:
         """Directions a [N, K, D] of unit vectors v [N, D], and c_k / c_1 of all but the first [N, K - 1]."""
         left, found, c = vectors, [], vectors.new_ones(len(vectors), 1)
+        something = []
         for _ in range(components or self.config.components):
+            something.append(left.norm(dim=-1) > EXPLAINED)
             cosine = F.normalize(left, dim=-1) @ self.centres.mT
             found.append(F.normalize(torch.softmax(cosine / self.config.temperature, dim=-1) @ self.centres, dim=-1))
             a = torch.stack(found, 1)
             gram = a @ a.mT + RIDGE * torch.eye(len(found), device=a.device)
             c = torch.linalg.solve(gram, (a @ vectors[..., None]))[..., 0]
             left = vectors - (c[..., None] * a).sum(1)
-        return torch.stack(found, 1), c[:, 1:] / c[:, :1].clamp(min=1e-6)
+        # The direction of what is left is rounding where nothing is left.
+        ratios = c / c[:, :1].clamp(min=1e-6) * torch.stack(something, 1)
+        return torch.stack(found, 1), ratios[:, 1:]
 
     def _vectors(self, text: TextStates) -> Tensor:
         """Centred and whitened sentence vectors of length 1, [N, D]."""
