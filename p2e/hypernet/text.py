@@ -22,7 +22,7 @@ updates for a_1 .. a_K, each at its strength
 
     s_1 = 1,   s_k = (c_k / c_1 - m_k) / (h_k - m_k) within 0..1
 
-where m_k and h_k are the median and the ninth decile of c_k / c_1 over the training prompts: up to the one a further
+where m_k and h_k are the third quartile and the ninth decile of c_k / c_1 over the training prompts: up to the one a further
 component is chance, and from the other on it is meant.
 
 Shapes: N prompts, F effects, T tokens, D width of the token states, K components.
@@ -40,7 +40,7 @@ from p2e.text import TextStates
 
 __all__ = ["Components", "TextInput", "sentence_vectors", "whitening"]
 
-CHANCE, MEANT = 0.5, 0.9  # quantiles of a further component's share over prompts of one effect
+CHANCE, MEANT = 0.75, 0.9  # quantiles of a further component's share over prompts of one effect
 EXPLAINED = 1e-3  # length of what is left of a unit vector
 RIDGE = 1e-4  # on the Gram matrix of components, of which two may nearly agree
 RANK_TOLERANCE = 1e-6  # of the largest eigenvalue; below it a direction is rounding
