@@ -22,8 +22,8 @@ updates for a_1 .. a_K, each at its strength
 
     s_1 = 1,   s_k = (c_k / c_1 - m_k) / (h_k - m_k) within 0..1
 
-where m_k and h_k are the third quartile and the ninth decile of c_k / c_1 over the training prompts: up to the one a further
-component is chance, and from the other on it is meant.
+where m_k and h_k are the third quartile and the ninth decile of c_k / c_1 over the training prompts: up to the one a
+further component is chance, and from the other on it is meant.
 
 Shapes: N prompts, F effects, T tokens, D width of the token states, K components.
 """
