@@ -58,14 +58,14 @@ def predict_loras(
     asked = checkpoint.model.text_input.components(encoder.encode(texts).to(checkpoint.device))
     wanted = asked.strength.flatten().nonzero()[:, 0]  # what is not asked for is not predicted
     whose, shares = (wanted // asked.strength.shape[1]).tolist(), asked.strength.flatten()[wanted]
+    rows_of = [[row for row, owner in enumerate(whose) if owner == effect] for effect in range(len(texts))]
     factors: list[dict[str, Factors]] = [{} for _ in texts]
     for sites, a, b in predict_factors(checkpoint, weights, asked.text[wanted]):
         for i, site in enumerate(sites):
             scale_a, scale_b = checkpoint.scales[site.key]
             a_site = (a[i].float() * scale_a).to("cpu", dtype)
             b_site = (b[i].float() * (scale_b * strength) * shares[:, None, None]).to("cpu", dtype)
-            for effect in range(len(texts)):
-                rows = [row for row, owner in enumerate(whose) if owner == effect]
+            for effect, rows in enumerate(rows_of):
                 factors[effect][site.key] = Factors(
                     torch.cat([a_site[row] for row in rows], 0), torch.cat([b_site[row] for row in rows], 1)
                 )

@@ -51,7 +51,7 @@ class FinetuneConfig(Settings):
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.995, ge=0, lt=1)
-    regression: float = Field(default=0.0, ge=0, description="weight of the first stage's loss")
+    regression: float = Field(default=0.0, ge=0, description="weight of the library's errors, Frobenius")
     noise: float = Field(default=0.5, ge=0, description="on what the hypernetwork reads, as AugmentConfig.noise")
     shift: float = Field(default=2.0, gt=0)
     seed: int = 5

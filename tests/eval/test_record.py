@@ -1,0 +1,59 @@
+"""Cells that need LoRAs which do not ship are taken from the record, and nothing else is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval.world.record import fill_from_record, is_recorded, without_lora
+from p2e.errors import InputError
+from p2e.world.config import WorldMeasureConfig
+from p2e.world.effects import EFFECTS
+from p2e.world.measurement import Measurement
+
+SETTINGS = {"scenes": 4, "seeds": [0, 1], "prompts": "last", "steps": 10}
+OOD = next(spec for spec in EFFECTS if spec.split == "ood")
+TRAIN = EFFECTS[0]
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    known = Measurement(SETTINGS)
+    for spec in (TRAIN, OOD):
+        for column in ("lora", "nearest", "zero"):
+            known.add(spec, column, torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.3, 0.4, 0.5, 0.6]]))
+    known.save(tmp_path / "main.json")
+    return tmp_path / "main.json"
+
+
+def fill(record: Path, missing: set[str], **changes: object) -> tuple[int, Measurement]:
+    values = {"columns": ("lora", "nearest", "zero"), "scenes": 2, "seeds": (0,)}
+    config = WorldMeasureConfig.parse(values | changes)
+    found = Measurement(SETTINGS | {"scenes": config.scenes, "seeds": [0], "steps": config.steps})
+    return fill_from_record(found, (TRAIN, OOD), config, record, missing), found
+
+
+def test_only_what_cannot_be_measured_is_taken(record: Path):
+    count, found = fill(record, {OOD.name})
+    assert count == 1 and list(found.effects) == [OOD.name]
+    assert found.effects[OOD.name].scores == {"lora": pytest.approx([0.2, 0.3])}
+    assert found.effects[OOD.name].seeds == {"lora": pytest.approx([0.25])}
+    # Mixtures of the training LoRAs need all of them, whatever effect is asked for.
+    count, found = fill(record, {TRAIN.name})
+    assert count == 3 and not found.has(OOD.name, "lora") and found.has(OOD.name, "nearest")
+    assert not any(found.has(spec.name, "zero") for spec in (TRAIN, OOD))
+    assert not is_recorded("lora:100", OOD.name, {OOD.name})
+
+
+def test_a_record_of_other_settings_is_refused(record: Path):
+    with pytest.raises(InputError, match="measured with steps 10, not 5"):
+        fill(record, {OOD.name}, steps=5)
+    with pytest.raises(InputError, match=f"has no lora of {OOD.name} on 8 scenes"):
+        fill(record, {OOD.name}, scenes=8)
+
+
+def test_a_library_says_what_it_lacks(tmp_path: Path):
+    assert without_lora(tmp_path) == {spec.name for spec in EFFECTS}
+    (tmp_path / "library" / "loras").mkdir(parents=True)
+    (tmp_path / "library" / "loras" / f"{OOD.name}.safetensors").touch()
+    assert without_lora(tmp_path) == {spec.name for spec in EFFECTS} - {OOD.name}
