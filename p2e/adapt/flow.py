@@ -8,15 +8,26 @@ the noisy latents with a mask that is 1 on the first latent frame.
 Shapes: B clips, Z latent channels, f + 1 latent frames, h x w latent cells, T text tokens, D their width.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["conditioned", "first_frame_mask", "flow_loss", "sample_times"]
+__all__ = ["Clips", "conditioned", "first_frame_mask", "flow_loss", "sample_times"]
 
 MASK_CHANNELS = 4  # one for each frame that a latent frame stands for
+
+
+class Clips(NamedTuple):
+    """What the base sees of a step: latents, condition and noise [B, Z, f + 1, h, w], normalised, token states
+    [B, T, D] of the prompts, times [B] in 0..1; the clips of one effect stand side by side."""
+
+    latents: Tensor
+    condition: Tensor
+    text: Tensor
+    times: Tensor
+    noise: Tensor
 
 
 def first_frame_mask(latents: Tensor) -> Tensor:

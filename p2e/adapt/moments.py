@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from p2e.adapt.flow import flow_loss
+from p2e.adapt.flow import Clips, flow_loss
 from p2e.adapt.grouped import GroupedLoras
 from p2e.bases.base import Base
 from p2e.files import write_safetensors
@@ -85,15 +85,14 @@ class SiteMoments:
 
 
 def write_moments(
-    path: Path, base: Base, transformer: Any, loras: Iterable[list[Lora]], batches: Iterable[tuple[Tensor, ...]],
+    path: Path, base: Base, transformer: Any, loras: Iterable[list[Lora]], batches: Iterable[Clips],
     device: torch.device,
 ) -> float:  # fmt: skip
     """Measures the moments and the mean energy of the LoRAs' updates under them, and writes both.
 
     Args:
         loras: for each batch, one LoRA a group.
-        batches: latents, condition, token states, times and noise of B clips, as `p2e.adapt.flow.flow_loss` takes
-            them; the clips of a group stand side by side.
+        batches: the clips of each batch, those of a group side by side.
 
     Returns:
         The mean loss.

@@ -13,30 +13,19 @@ Shapes: E effects a step, n clips of each, S sites of a shape, r rank, Z latent 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from p2e.adapt.flow import flow_loss
+from p2e.adapt.flow import Clips, flow_loss
 from p2e.adapt.grouped import GroupedLoras
 from p2e.bases.base import Base
 from p2e.config import LossConfig
 from p2e.hypernet.losses import combine, site_errors
 from p2e.training.data import Group, Source, Targets
 
-__all__ = ["Clips", "ThroughBase"]
-
-
-class Clips(NamedTuple):
-    """What the base sees of a step: latents, condition and noise [E n, Z, f + 1, h, w], token states [E n, T, D] of
-    the prompts, times [E n] in 0..1; the n clips of an effect stand side by side."""
-
-    latents: Tensor
-    condition: Tensor
-    text: Tensor
-    times: Tensor
-    noise: Tensor
+__all__ = ["ThroughBase"]
 
 
 class ThroughBase:
@@ -102,7 +91,7 @@ class ThroughBase:
     def base_losses(self, clips: Clips) -> Tensor:
         """Mean flow loss of each effect, [E], under the LoRAs that were filled in."""
         with torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
-            losses = flow_loss(self.transformer, clips.latents, clips.condition, clips.text, clips.times, clips.noise)
+            losses = flow_loss(self.transformer, *clips)
         return losses.view(self.effects, -1).mean(1)
 
     def backward(self, text: Tensor, mask: Tensor, effects: Tensor, clips: Clips) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2e.adapt.flow import sample_times
+from p2e.adapt.flow import Clips, sample_times
 from p2e.bases import WeightReader
 from p2e.bases.base import Base
 from p2e.config import AugmentConfig, Settings
@@ -26,7 +26,7 @@ from p2e.lora.prepared import PreparedLibrary
 from p2e.text import TextStates
 from p2e.training.augment import augmented
 from p2e.training.data import open_source
-from p2e.training.through_base import Clips, ThroughBase
+from p2e.training.through_base import ThroughBase
 from p2e.world.effects import effect_index
 from p2e.world.hypernet import KeptEncoder
 from p2e.world.library import effect_data
@@ -103,6 +103,14 @@ def finetune(
     augment, generator = AugmentConfig(noise=config.noise), torch.Generator(device)
     history: list[dict[str, float]] = []
     recent, since = torch.zeros((), device=device), step
+
+    def log() -> None:
+        nonlocal recent, since
+        history.append({"step": step, "loss": worker.mean(recent).item() / (step - since)})
+        recent, since = torch.zeros((), device=device), step
+        if worker.is_first:
+            print(f"finetune {history[-1]} {schedule.elapsed():.0f} s", flush=True)
+
     while (scale := schedule.scale(step)) is not None:
         if step > begun and pause.due(step):
             if worker.is_first:
@@ -129,11 +137,10 @@ def finetune(
             decay = min(config.ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(averaged, parameters, 1 - decay)
         step += 1
-        if step % 100 == 0 or step == config.steps:
-            history.append({"step": step, "loss": worker.mean(recent).item() / (step - since)})
-            recent, since = torch.zeros((), device=device), step
-            if worker.is_first:
-                print(f"finetune {history[-1]} {schedule.elapsed():.0f} s", flush=True)
+        if step % 100 == 0:
+            log()
+    if step > since:  # the clock ends a schedule anywhere
+        log()
     through.close()
     if worker.is_first:
         save_checkpoint(

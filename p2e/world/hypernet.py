@@ -25,7 +25,7 @@ __all__ = ["WORLD_HYPERNET", "KeptEncoder", "predict_effects", "prepare_world", 
 WORLD_HYPERNET = TrainConfig(
     library="prepared", output="checkpoint",
     hypernet=HypernetConfig(
-        width=256, layers=6, heads=8, latents=32, rank=4,
+        width=384, layers=6, heads=12, latents=32, rank=4,
         # As many anchors as the library has training effects.
         text=TextConfig(form="sentence", whiten="effects", shrink=0.3, anchors=92, temperature=0.03,
                         components=2),

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from p2e.adapt.flow import sample_times
+from p2e.adapt.flow import Clips, sample_times
 from p2e.adapt.moments import write_moments
 from p2e.bases.base import Base
 from p2e.lora.formats import read_lora
@@ -43,7 +42,7 @@ def measure_moments(
 def _batches(
     config: WorldMomentsConfig, parts: Sequence[Sequence[str]], vae: Any, words: dict[str, TextStates],
     device: torch.device,
-) -> Iterator[tuple[Tensor, ...]]:  # fmt: skip
+) -> Iterator[Clips]:  # fmt: skip
     generator = torch.Generator(device).manual_seed(config.seed)
     for names in parts:
         data = effect_data([effect_index(name) for name in names], config.clips, vae, words, device)
@@ -53,4 +52,4 @@ def _batches(
         x, condition = data.latents.flatten(0, 1).float(), data.condition.flatten(0, 1).float()
         times = sample_times(len(x), generator, device, shift=config.shift)
         noise = torch.randn(x.shape, generator=generator, device=device)
-        yield x, condition, text, times, noise
+        yield Clips(x, condition, text, times, noise)

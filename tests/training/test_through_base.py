@@ -9,9 +9,10 @@ from tiny import Z_CHANNELS, tiny_states, tiny_transformer
 from tiny_training import TinyRun
 from torch import Tensor, nn
 
+from p2e.adapt.flow import Clips
 from p2e.hypernet.variants import Predictor, build_hypernet
 from p2e.training.data import open_source
-from p2e.training.through_base import Clips, ThroughBase
+from p2e.training.through_base import ThroughBase
 
 EFFECTS, CLIPS = 2, 2
 

@@ -2,7 +2,7 @@
 
 from p2e.world.table.spec import EffectSpec, colour, effect
 
-__all__ = ["COMPOSED"]
+__all__ = ["COMPOSED", "PARTS"]
 
 COMPOSED: tuple[EffectSpec, ...] = (
     effect(
@@ -74,3 +74,23 @@ COMPOSED: tuple[EffectSpec, ...] = (
         rate=3.0, slide=2.2, tint=0.75, **colour("tint", 1.0, 0.45, 0.75),
     ),
 )  # fmt: skip
+
+# The two training effects that each does at once, or comes nearest to.
+PARTS: dict[str, tuple[str, str]] = {
+    "red_levitation": ("red_mood", "levitation"),
+    "purple_zoom_in": ("purple_mood", "zoom_in"),
+    "sketch_spin": ("dream_cute_sketch_v1", "head_spin"),
+    "fisheye_retro": ("fisheye_animation", "retro_game_animation"),
+    "dark_twist": ("dark_mood", "twist"),
+    "snow_zoom_out": ("snowfall", "zoom_out"),
+    "confetti_dance": ("body_dance", "confetti_party"),
+    "clay_balloon": ("clay_animation", "balloon"),
+    "chalk_melt": ("dream_cute_sketch_v3", "melting"),
+    "comic_quake": ("cartoon_style_1", "earthquake"),
+    "ripple_gold": ("underwater", "gold_statue"),
+    "ghost_siblings": ("ghost_fade", "siblings"),
+    "rolling_timelapse": ("camera_roll", "timelapse"),
+    "skull_embers": ("skull_reveal", "rising_embers"),
+    "robot_shrink": ("robot_under_skin", "shrink_away"),
+    "pink_cowride": ("pink_mood", "cowride"),
+}
