@@ -68,6 +68,8 @@ class TextConfig(Settings):
         temperature: of that softmax; small ones leave the nearest effect alone.
         components: how many effects a sentence may ask for at once; each after the first is sought in what those
             before it leave unexplained.
+        hedge: how much a prediction hedges for a prompt that resembles no training effect: the temperature grows by
+            (familiar / cosine to the nearest anchor)^hedge where that is over 1; 0 is not at all.
     """
 
     form: Literal["tokens", "sentence"] = "tokens"
@@ -76,6 +78,7 @@ class TextConfig(Settings):
     anchors: int = Field(default=0, ge=0)
     temperature: float = Field(default=0.1, gt=0)
     components: int = Field(default=1, ge=1)
+    hedge: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -85,6 +88,8 @@ class TextConfig(Settings):
             raise ValueError("anchors are for sentence vectors; set form: sentence")
         if self.components > max(self.anchors, 1):
             raise ValueError("components are sought among the anchors; set anchors, or components: 1")
+        if self.hedge and not self.anchors:
+            raise ValueError("a prediction hedges between anchors; set anchors, or hedge: 0")
         return self
 
 

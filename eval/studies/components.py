@@ -71,10 +71,10 @@ class Renders:
         self.scheduler = UniPCMultistepScheduler.from_pretrained(world / "base" / "scheduler")
         self.scenes, self.states = scenes, states
 
-    def __call__(self, specs: Sequence[EffectSpec], loras: Sequence[Lora]) -> list[float]:
-        """One mean over the scenes for each effect."""
+    def __call__(self, specs: Sequence[EffectSpec], loras: Sequence[Lora], wording: int = -1) -> list[float]:
+        """One mean over the scenes for each effect, asked for by its prompt number `wording`."""
         data = draw_evaluation([effect_index(s.name) for s in specs], self.scenes, self.vae, self.device)
-        text: Tensor = torch.stack([self.states[s.name].states[-1] for s in specs])
+        text: Tensor = torch.stack([self.states[s.name].states[wording] for s in specs])
         models = (self.transformer, self.vae, self.scheduler)
         return measure(data, text, loras, WORLD, *models)[0].mean(1).tolist()
 

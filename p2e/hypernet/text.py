@@ -25,6 +25,14 @@ updates for a_1 .. a_K, each at its strength
 where m_k and h_k are the third quartile and the ninth decile of c_k / c_1 over the training prompts: up to the one a
 further component is chance, and from the other on it is meant.
 
+A prompt that resembles no training effect has a nearest one all the same, and the sharp softmax would have the
+prediction be sure of it. With `hedge` H, a_1 of a prediction is read at the temperature
+
+    temperature * max(1, familiar / max cos(v, centres))^H
+
+where `familiar` is the 5% quantile of that maximum over the training prompts: the stranger the prompt, the more
+effects it stands between.
+
 Shapes: N prompts, F effects, T tokens, D width of the token states, K components.
 """
 
@@ -41,6 +49,8 @@ from p2e.text import TextStates
 __all__ = ["Components", "TextInput", "sentence_vectors", "whitening"]
 
 CHANCE, MEANT = 0.75, 0.9  # quantiles of a further component's share over prompts of one effect
+FAMILIAR = 0.05  # quantile, over the training prompts, of the cosine to the nearest anchor
+LEAST_COSINE = 0.05  # a prompt that is nearer to no anchor is as strange as can be
 EXPLAINED = 1e-3  # length of what is left of a unit vector
 RIDGE = 1e-4  # on the Gram matrix of components, of which two may nearly agree
 RANK_TOLERANCE = 1e-6  # of the largest eigenvalue; below it a direction is rounding
@@ -113,6 +123,7 @@ class TextInput(nn.Module):
     matrix: Tensor
     centres: Tensor
     chance: Tensor
+    familiar: Tensor
 
     def __init__(self, config: TextConfig, width: int) -> None:
         super().__init__()
@@ -124,6 +135,8 @@ class TextInput(nn.Module):
             self.register_buffer("centres", torch.zeros(config.anchors, width))
         if config.components > 1:
             self.register_buffer("chance", torch.zeros(2, config.components - 1))
+        if config.hedge:
+            self.register_buffer("familiar", torch.zeros(1))
 
     def fit(self, text: TextStates, effects: Tensor) -> None:
         """Fits the map to the training prompts, `text` [N, T, D] with the effect of each, [N].
@@ -146,6 +159,9 @@ class TextInput(nn.Module):
         if self.config.components > 1:
             ratios = self._pursuit(self._vectors(text))[1].cpu()
             self.chance.copy_(torch.quantile(ratios, torch.tensor([CHANCE, MEANT]), dim=0))
+        if self.config.hedge:
+            nearest = (self._vectors(text) @ self.centres.mT).amax(1).cpu()
+            self.familiar.copy_(torch.quantile(nearest, FAMILIAR))
 
     @torch.no_grad()
     def forward(self, text: TextStates) -> TextStates:
@@ -159,16 +175,29 @@ class TextInput(nn.Module):
 
     @torch.no_grad()
     def components(self, text: TextStates) -> Components:
-        """What to predict for the prompts, and at which strength; with one component, what `forward` gives, at 1."""
+        """What to predict for the prompts, and at which strength; with one component and no hedge, what `forward`
+        gives, at 1."""
         count = self.config.components
-        if count == 1:
+        if count == 1 and not self.config.hedge:
             return Components(self(text), text.mask.new_ones(len(text.mask), 1, dtype=torch.float32))
-        directions, ratios = self._pursuit(self._vectors(text))
-        low, high = self.chance
-        further = ((ratios - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+        sentences = self._vectors(text)
+        directions, ratios = self._pursuit(sentences)
+        if self.config.hedge:
+            directions[:, 0] = self._hedged(sentences)
+        further = ratios
+        if count > 1:
+            low, high = self.chance
+            further = ((ratios - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
         vectors = F.rms_norm(directions.flatten(0, 1), directions.shape[-1:], eps=1e-12)[:, None]
         mask = text.mask.any(1, keepdim=True).repeat_interleave(count, 0)
-        return Components(TextStates(vectors, mask), torch.cat([torch.ones_like(further[:, :1]), further], 1))
+        return Components(TextStates(vectors, mask), torch.cat([further.new_ones(len(further), 1), further], 1))
+
+    def _hedged(self, vectors: Tensor) -> Tensor:
+        """a_1 [N, D] of unit vectors [N, D], the less sharp the farther all anchors are."""
+        cosine = vectors @ self.centres.mT
+        strange = self.familiar / cosine.amax(1, keepdim=True).clamp(min=LEAST_COSINE)
+        temperature = self.config.temperature * strange.clamp(min=1) ** self.config.hedge
+        return F.normalize(torch.softmax(cosine / temperature, dim=-1) @ self.centres, dim=-1)
 
     def _pursuit(self, vectors: Tensor, components: int | None = None) -> tuple[Tensor, Tensor]:
         """Directions a [N, K, D] of unit vectors v [N, D], and c_k / c_1 of all but the first [N, K - 1]."""

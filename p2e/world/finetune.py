@@ -61,7 +61,7 @@ def finetune(
     config: FinetuneConfig, out: Path, base: Base, transformer: Any, vae: Any, text: Mapping[str, TextStates],
     worker: Worker, into: Path, *, state: Path, pause: Pause,
 ) -> None:  # fmt: skip
-    """Goes on with the checkpoint out/first_stage, on the prepared library of `out`; writes a checkpoint to `into`.
+    """Goes on with out/checkpoint, on the prepared library of `out`; writes a checkpoint to `into`.
 
     Args:
         transformer, vae: of the base, on the worker's device.
@@ -73,7 +73,7 @@ def finetune(
     """
     device, cuda = worker.device, worker.device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
-    loaded = load_checkpoint(out / "first_stage", device, dtype=torch.float32, base=base)
+    loaded = load_checkpoint(out / "checkpoint", device, dtype=torch.float32, base=base)
     model = loaded.model.requires_grad_(True).train()
     library = PreparedLibrary.open(out / "prepared")
     source = open_source(

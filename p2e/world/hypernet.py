@@ -28,11 +28,11 @@ WORLD_HYPERNET = TrainConfig(
         width=384, layers=6, heads=12, latents=32, rank=4,
         # As many anchors as the library has training effects.
         text=TextConfig(form="sentence", whiten="effects", shrink=0.3, anchors=92, temperature=0.03,
-                        components=2),
+                        components=2, hedge=4.0),
     ),
     loss=LossConfig(update=0.5), augment=AugmentConfig(noise=0.5),
     metric=MetricConfig(moments="moments/moments.safetensors"),
-    steps=20_000, sites_per_step=20, effects_per_step=32, learning_rate=1e-3, warmup_fraction=0.02, decay="cosine",
+    steps=18_000, sites_per_step=20, effects_per_step=32, learning_rate=1e-3, warmup_fraction=0.02, decay="cosine",
     ema=0.999, precision="bfloat16", checkpoint_precision="bfloat16", compile=True, cuda_graph=True, tensorboard=False,
     log_every=500,
 )  # fmt: skip

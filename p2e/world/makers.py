@@ -149,7 +149,7 @@ def make_hypernet(job: Job) -> None:
     if job.worker.is_first:
         run = job.state / "checkpoint"
         train_hypernet(job.out, WORLD, effect_states(job.out), job.settings, run, job.pause)
-        shutil.copytree(run, job.made / "first_stage", ignore=shutil.ignore_patterns(STATE))
+        shutil.copytree(run, job.made / "checkpoint", ignore=shutil.ignore_patterns(STATE))
 
 
 def make_finetuned(job: Job) -> None:
@@ -157,7 +157,7 @@ def make_finetuned(job: Job) -> None:
 
     models = open_transformer(job.out, job.worker.device), open_vae(job.out, job.worker.device)
     finetune(
-        job.settings, job.out, WORLD, *models, effect_states(job.out), job.worker, job.made / "checkpoint",
+        job.settings, job.out, WORLD, *models, effect_states(job.out), job.worker, job.made / "second_stage",
         state=job.state / "run.safetensors", pause=job.pause,
     )  # fmt: skip
 

@@ -75,7 +75,7 @@ def fidelity(name: str, columns: tuple[str, ...], *inputs: str) -> Stage:
 
 LIBRARY_COLUMNS = ("still", "cap", "base", "lora")
 MAIN_COLUMNS = (
-    *LIBRARY_COLUMNS, "hdb", "mean", "nearest", "softmax", "random", "zero:first_stage", "zero", "init:50",
+    *LIBRARY_COLUMNS, "hdb", "mean", "nearest", "softmax", "random", "zero", "zero:second_stage", "init:50",
     "init:100", "lora:100",
 )  # fmt: skip
 ABLATION_COLUMNS = ("base", "lora", *(f"zero:ablations/{name}" for name in ABLATIONS))
@@ -100,11 +100,11 @@ TABLE = (
         ("text", "vae", "base", "library"), data=effects_data,
     ),
     Stage(
-        "hypernet", hypernet_settings, makers.make_hypernet, ("first_stage",),
+        "hypernet", hypernet_settings, makers.make_hypernet, ("checkpoint",),
         ("text", "base", "prepare", "moments"), saves=True,
     ),
     Stage(
-        "finetune", finetune_settings, makers.make_finetuned, ("checkpoint",),
+        "finetune", finetune_settings, makers.make_finetuned, ("second_stage",),
         ("text", "vae", "base", "prepare", "hypernet"), data=effects_data, saves=True,
     ),
     Stage("ablations", ablations_settings, makers.make_ablations, ("ablations",),

@@ -223,3 +223,29 @@ def test_a_prompt_of_two_effects_gets_the_sum_of_their_updates(tiny: TinyRun, tm
         second = both[row][0] - alone[row][0]
         assert second.norm() > 0
         torch.testing.assert_close(half[row][0], alone[row][0] + share * second, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_a_prompt_that_is_like_no_effect_stands_between_several(components: int) -> None:
+    vectors, of = wordings(6, 9, 32)
+    sharp = ANCHORED | {"temperature": 0.02, "components": components}
+    plain, hedged = (TextInput(TextConfig.parse(sharp | {"hedge": hedge}), 32) for hedge in (0, 4))
+    for module in (plain, hedged):
+        module.fit(text_of(vectors), of)
+    centres = torch.stack([vectors[of == e].mean(0) for e in range(6)])
+
+    def first(module: TextInput, prompt: Tensor) -> Tensor:
+        return module.components(text_of(prompt)).text.states[::components, 0]
+
+    # What is as near to its anchor as training prompts are is read as before, and so is all that training reads.
+    torch.testing.assert_close(first(hedged, centres), first(plain, centres))
+    torch.testing.assert_close(hedged(text_of(vectors)).states, plain(text_of(vectors)).states)
+    strange = -centres[:1] - centres[1:2] + 0.3 * centres[2:3]
+    nearest = torch.nn.functional.cosine_similarity(first(plain, strange), first(plain, centres), dim=-1).amax()
+    spread = torch.nn.functional.cosine_similarity(first(hedged, strange), first(plain, centres), dim=-1).amax()
+    assert 0 < hedged.familiar.item() < 1 and spread < nearest - 0.02
+
+
+def test_hedging_needs_anchors() -> None:
+    with pytest.raises(ConfigError, match="set anchors, or hedge: 0"):
+        TextConfig.parse({"form": "sentence", "hedge": 4})

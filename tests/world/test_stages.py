@@ -32,12 +32,12 @@ SMALL = [
     "library.clips=1", "library.effects=2", "library.adapt.steps=2", "library.adapt.batch=1",
     "measure.scenes=1", "measure.effects=2", "measure.steps=1", "measure.keep=[\"yellow_mood\"]",
     "moments.clips=1", "hypernet.steps=2", "hypernet.compile=false", "hypernet.cuda_graph=false",
-    "hypernet.precision=\"float32\"", "hypernet.sites_per_step=3",
-    "hypernet.effects_per_step=2", "hypernet.hypernet.width=32", "hypernet.hypernet.layers=1",
+    "hypernet.precision=\"float32\"", "hypernet.sites_per_step=3", "hypernet.effects_per_step=2",
+    "hypernet.hypernet.width=32", "hypernet.hypernet.heads=8", "hypernet.hypernet.layers=1",
     "finetune.steps=2", "finetune.clips=2", "finetune.clips_per_effect=1",
     "ablations.steps=2", "ablations.arms=[\"no_weights\", \"hyperdreambooth\"]",
     'ablations.changes={"compile": false, "cuda_graph": false, "precision": "float32", "sites_per_step": 3, '
-    '"effects_per_step": 2, "hypernet": {"width": 32, "layers": 1}}',
+    '"effects_per_step": 2, "hypernet": {"width": 32, "heads": 8, "layers": 1}}',
     "main_table.scenes=1", "main_table.effects=2", "main_table.steps=1",
     f"main_table.columns={json.dumps([c for c in MAIN_COLUMNS if ':5' not in c and ':10' not in c])}",
     "ablation_table.scenes=1", "ablation_table.effects=2", "ablation_table.steps=1",
@@ -84,7 +84,7 @@ def test_every_column_is_measured(world: Path):
     found = Measurement.load(world / "main_table" / "fidelity.json")
     assert list(found.effects) == [spec.name for spec in EFFECTS[:2]]
     columns = {
-        "still", "cap", "base", "lora", "hdb", "zero:first_stage", "zero", "random", "mean", "nearest", "softmax"
+        "still", "cap", "base", "lora", "hdb", "zero", "zero:second_stage", "random", "mean", "nearest", "softmax"
     }  # fmt: skip
     for row in found.effects.values():
         assert set(row.scores) == set(row.seeds) == columns
@@ -137,15 +137,15 @@ def test_nothing_is_made_twice(world: Path):
 def test_the_hypernetwork_goes_on_to_the_bit(world: Path):
     settings = [*SMALL, "hypernet.steps=3", "hypernet.log_every=1"]
     run(["hypernet"], world, settings)
-    whole = sha256(world / "first_stage" / "model.safetensors")
+    whole = sha256(world / "checkpoint" / "model.safetensors")
     for _ in range(2):
         with pytest.raises(Paused, match="hypernet: paused after"):
             run(["hypernet"], world, settings, force=["hypernet"], pause_after=0)
     run(["hypernet"], world, settings, force=["hypernet"], pause_after=0)
-    assert sha256(world / "first_stage" / "model.safetensors") == whole
-    history = json.loads((world / "first_stage" / "history.json").read_text())["history"]
+    assert sha256(world / "checkpoint" / "model.safetensors") == whole
+    history = json.loads((world / "checkpoint" / "history.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [1, 2, 3]
-    assert not (world / "first_stage" / "training.safetensors").exists()
+    assert not (world / "checkpoint" / "training.safetensors").exists()
 
 
 def test_an_unknown_setting_is_refused(world: Path):

@@ -20,7 +20,8 @@ class EffectSpec:
     """An effect: the words people ask for it with, and its point in the parameter space.
 
     Attributes:
-        prompts: twelve paraphrases for training (24 where the hypernetwork trains on them), and two never shown in it.
+        prompts: twelve paraphrases for training (24 or 48 where the hypernetwork trains on them), and two that it never
+            shows.
         parameters: end values by name (`p2e.world.parameters`); sprites by name; the rest is zero.
     """
 
