@@ -10,7 +10,7 @@ from cli_runner import assert_mistake, run_cli, run_well
 
 from eval.commands import duration
 from eval.world.blends import blend_effects
-from eval.world.run import FULL, SUBSET, open_world, pick_effects, plan, shipped_effects
+from eval.world.run import FULL, SUBSET, open_world, pick_effects, plan
 from p2e.bases import world_base_folder
 from p2e.errors import InputError
 from p2e.world.columns import Column
@@ -52,7 +52,7 @@ def test_a_plan_is_named_by_what_would_change_its_scores(tmp_path: Path):
 
 def test_the_whole_holds_all_effects_and_columns(tmp_path: Path):
     whole = plan(None, tmp_path, full=True)
-    assert list(whole.config.only) == [spec.name for spec in shipped_effects(SHIPPED)] and whole.config.scenes == 8
+    assert list(whole.config.only) == [spec.name for spec in EFFECTS] and whole.config.scenes == 8
     there = {c for c in FULL if not Column.parse(c).checkpoint or (SHIPPED / Column.parse(c).checkpoint).is_dir()}
     assert set(whole.config.columns) == there >= {"zero", "init:50", "init:100", "lora:100", "lora", "softmax"}
     assert whole.seconds() > 10 * plan(None, tmp_path).seconds()

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.world.record import fill_from_record, is_recorded, without_lora
+from eval.world.record import RECORD, fill_from_record, is_recorded, without_lora
+from eval.world.run import open_world
+from p2e.bases import world_base_folder
 from p2e.errors import InputError
 from p2e.world.config import WorldMeasureConfig
 from p2e.world.effects import EFFECTS
+from p2e.world.fidelity import measure_columns
 from p2e.world.measurement import Measurement
 
 SETTINGS = {"scenes": 4, "seeds": [0, 1], "prompts": "last", "steps": 10}
@@ -57,3 +60,16 @@ def test_a_library_says_what_it_lacks(tmp_path: Path):
     (tmp_path / "library" / "loras").mkdir(parents=True)
     (tmp_path / "library" / "loras" / f"{OOD.name}.safetensors").touch()
     assert without_lora(tmp_path) == {spec.name for spec in EFFECTS} - {OOD.name}
+
+
+@pytest.mark.slow
+def test_the_record_is_of_the_weights_that_ship(tmp_path: Path):
+    """What can be recomputed comes out as recorded, but for the rounding of a GPU in bfloat16."""
+    weights, name, columns = world_base_folder().parent, "morning_coffee", ("cap", "base", "lora")
+    recorded = Measurement.load(RECORD)
+    seeds = tuple(recorded.settings["seeds"])
+    config = WorldMeasureConfig(columns=columns, scenes=1, seeds=seeds, only=(name,))
+    found = measure_columns(config, open_world(weights, [name], tmp_path / "text"), tmp_path / "measure.json")
+    for column in columns:
+        expected = recorded.effects[name].scores[column][0]
+        assert found.effects[name].scores[column][0] == pytest.approx(expected, abs=0.03), column

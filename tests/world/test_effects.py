@@ -32,7 +32,7 @@ def test_prompts_are_many_distinct_and_of_a_sensible_length() -> None:
         assert len(spec.prompts) >= 14, spec.name
         assert spec.train_prompts + spec.unseen_prompts == spec.prompts and len(spec.unseen_prompts) == UNSEEN
     for prompt in prompts:
-        assert 5 <= len(prompt.split()) <= 25, prompt
+        assert 4 <= len(prompt.split()) <= 25, prompt
 
 
 def test_no_prompt_holds_its_effect_name_as_a_token() -> None:
