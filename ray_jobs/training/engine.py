@@ -39,6 +39,9 @@ class Engine:
     def __init__(self, run: Run, zero: ZeroConfig, slots: Slots, rank: int, *, universal: bool = False) -> None:
         import deepspeed
 
+        if run.device.type == "cpu":
+            # Of use on CPUs only; it needs a compiler, and the peers of a killed worker would spin in it.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.run, self.zero, self.slots, self.rank = run, zero, slots, rank
         self.names = [name for name, _ in run.model.named_parameters()]
         # DeepSpeed casts buffers with the parameters; the fixed map of the text stays as it was fitted.

@@ -3,7 +3,7 @@
 import importlib
 import json
 import math
-import uuid
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class SampleLog:
     """
 
     def __init__(self, folder: str, rank: int, start: int, attempt: float) -> None:
-        path = Path(folder) / f"{attempt:.3f}-{start:09d}-{rank}-{uuid.uuid4().hex[:6]}.jsonl"
+        path = Path(folder) / f"{attempt:.3f}-{start:09d}-{rank}-{os.getpid()}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", encoding="utf-8")
 

@@ -20,7 +20,7 @@ import torch.distributed
 from p2e.config import TrainConfig
 from p2e.errors import InputError
 from p2e.training.data import Batch, ResidentSource, Source, open_source
-from p2e.training.setup import Run, assemble
+from p2e.training.setup import assemble
 from ray_jobs.training import checkpoints
 from ray_jobs.training.config import TrainJob
 from ray_jobs.training.engine import Engine
@@ -36,8 +36,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     """Trains to the end, or goes on from the newest whole checkpoint of the run.
 
     Args:
-        settings: "job", a resolved `TrainJob`; "inputs", what opens base and library on this worker; "attempt", set by
-            no caller.
+        settings: "job", a resolved `TrainJob`; "inputs", what opens base and library on this worker.
     """
     job: TrainJob = TrainJob.parse(settings["job"])
     opened: Callable[[TrainConfig], Inputs] = settings["inputs"]
@@ -182,6 +181,3 @@ def open_streamed_source(*args: Any, resident_bytes: float, **options: Any) -> S
     """`open_source`, but what does not fit the device comes through Ray Data: the source itself reads nothing ahead."""
     source = open_source(*args, resident_bytes=resident_bytes, **options) if resident_bytes else None
     return source if isinstance(source, ResidentSource) else Source(*args, **options)
-
-
-__all__ += ["Run"]
