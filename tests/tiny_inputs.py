@@ -1,10 +1,13 @@
-"""What workers of a tiny job open; it imports nothing heavy, as every worker does so anew."""
+"""What workers of a tiny job run; it imports nothing heavy, as every worker does so anew."""
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from p2e.bases import WeightReader
@@ -12,9 +15,13 @@ from p2e.bases.base import Base
 from p2e.config import TrainConfig
 from p2e.lora.prepared import PreparedLibrary
 from p2e.text import TextStates
+from ray_jobs.training.config import TrainJob
+from ray_jobs.training.engine import Engine
 from ray_jobs.training.inputs import Inputs
+from ray_jobs.training.loggers import Loggers
+from ray_jobs.training.loop import Worker
 
-__all__ = ["KeptEncoder", "TinyInputs"]
+__all__ = ["FullDisk", "KeptEncoder", "TinyInputs", "train_stages"]
 
 
 @dataclass(frozen=True)
@@ -40,3 +47,36 @@ class TinyInputs:
     def __call__(self, config: TrainConfig) -> Inputs:
         weights = WeightReader(self.base, self.folder / "base")
         return Inputs(self.base, weights, PreparedLibrary.open(config.library), lambda: self.encoder)
+
+
+class Unsaved(Worker):
+    """A worker that starts anew and writes no checkpoints, so that several runs fit one worker group."""
+
+    def _restored(self) -> Engine:
+        return Engine(self.run_, self.job.zero, self.slots, self.rank)
+
+    def _save(self, values: dict[str, float], loggers: Loggers | None) -> None:
+        pass
+
+
+def train_stages(settings: dict[str, Any]) -> None:
+    """A training loop of Ray Train: trains several jobs, one after the other, on the same workers."""
+    for job in settings["jobs"]:
+        Unsaved(TrainJob.parse(job), settings["opened"]).run()
+
+
+class FullDisk(LocalFileSystem):
+    """A local disk that is full while the file `full` is in its `folder`; whoever feels it leaves a file `felt`."""
+
+    protocol = "fulldisk"
+    cachable = False
+
+    def __init__(self, folder: str = "", **options: Any) -> None:
+        super().__init__(**options)
+        self.folder = folder
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if "w" in mode and Path(self.folder, "full").exists():
+            Path(self.folder, "felt").touch()
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        return super()._open(path, mode, **options)

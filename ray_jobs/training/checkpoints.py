@@ -53,9 +53,10 @@ def save(engine: Engine, step: int, scratch: str | None) -> tuple[Path, torch.nn
     gathered: list[Any] = [None] * engine.slots.world
     torch.distributed.all_gather_object(gathered, files)
     if engine.rank == 0:
+        everything = {name: entry for part in gathered for name, entry in part.items()}
         manifest = {
             "format": FORMAT, "step": step, "world": engine.slots.world, "zero": engine.zero.model_dump(mode="json"),
-            "settings": settings(engine.run), "files": {name: entry for part in gathered for name, entry in part.items()},
+            "settings": settings(engine.run), "files": everything,
         }  # fmt: skip
         write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return folder, model
@@ -109,7 +110,9 @@ class Saved:
         check_same(self.folder / MANIFEST, self.manifest["settings"], settings(run))
         if self.manifest["zero"]["stage"] != zero.stage:
             stage = self.manifest["zero"]["stage"]
-            raise ConfigError(f"{self.folder}: was written with zero.stage {stage}; set it back, or choose another output")
+            raise ConfigError(
+                f"{self.folder}: was written with zero.stage {stage}; set it back, or choose another output"
+            )
 
     def stamp(self) -> str:
         return hashlib.sha256(str(self.folder).encode()).hexdigest()[:16]
@@ -144,7 +147,9 @@ def load(engine: Engine, saved: Saved, universal: Path | None) -> None:
     place = saved.folder if universal is None else universal
     found, _ = engine.engine.load_checkpoint(str(place), tag=TAG)
     if found is None:
-        raise InputError(f"{place}: DeepSpeed finds no checkpoint there; remove the folder to go on from the one before")
+        raise InputError(
+            f"{place}: DeepSpeed finds no checkpoint there; remove the folder to go on from the one before"
+        )
     if engine.average is None:
         return
     if saved.world == engine.slots.world:

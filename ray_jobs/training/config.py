@@ -117,7 +117,9 @@ class TrainJob(Settings):
         if self.train.cuda_graph:
             raise ValueError("a CUDA graph cannot hold DeepSpeed's step; set train.cuda_graph: false")
         if self.train.compile and self.zero.stage == 3:
-            raise ValueError("torch.compile does not see the parameters that stage 3 gathers; set zero.stage: 2 or less")
+            raise ValueError(
+                "torch.compile does not see the parameters that stage 3 gathers; set zero.stage: 2 or less"
+            )
         if "://" not in self.train.output and not PurePosixPath(self.train.output).is_absolute():
             raise ValueError(f"train.output {self.train.output}: give an absolute path, or a URL, that all nodes reach")
         return self

@@ -56,12 +56,13 @@ def train(job: TrainJob, *, opened: Callable[[TrainConfig], Inputs] = open_input
     connect()
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")  # nodes may have to start first
     gpus = "GPU" in ray.cluster_resources() if job.gpus == "auto" else job.gpus
+    resources = {"CPU": job.cpus, "GPU": 1} if gpus else {"CPU": job.cpus}
     path, name = job.location
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"job": job.model_dump(mode="json"), "inputs": opened},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.workers, use_gpu=gpus, resources_per_worker={"CPU": job.cpus, **({"GPU": 1} if gpus else {})}
+            num_workers=job.workers, use_gpu=gpus, resources_per_worker=resources
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=job.timeout_seconds),
         run_config=ray.train.RunConfig(

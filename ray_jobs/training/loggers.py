@@ -24,7 +24,9 @@ def module(name: str, setting: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ConfigError(f"{setting}: {name} is not installed; `pip install {name}`, or leave the setting out") from None
+        raise ConfigError(
+            f"{setting}: {name} is not installed; `pip install {name}`, or leave the setting out"
+        ) from None
 
 
 def check_loggers(job: TrainJob) -> None:

@@ -152,7 +152,11 @@ class Worker:
         """Writes a checkpoint and hands it to Ray Train, which uploads it while training goes on."""
         folder, model = checkpoints.save(self.engine, self.step, self.job.scratch)
         config = self.job.train
-        if model is not None and loggers is not None and (self._due(config.evaluate_every) or self.step == config.steps):
+        if (
+            model is not None
+            and loggers is not None
+            and (self._due(config.evaluate_every) or self.step == config.steps)
+        ):
             loggers.scalars(self.step, self.run_.evaluate(model.to(self.run_.device)))
         ray.train.report(
             {"step": self.step, **values}, checkpoint=ray.train.Checkpoint.from_directory(folder),
