@@ -24,7 +24,7 @@ from ray_jobs.training.loop import Worker
 __all__ = ["FullDisk", "KeptEncoder", "TinyInputs", "train_stages"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class KeptEncoder:
     """Token states [T, D] and mask [T] of the prompts that a library has."""
 
@@ -75,8 +75,8 @@ class FullDisk(LocalFileSystem):
         super().__init__(**options)
         self.folder = folder
 
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+    def _open(self, path: str, mode: str = "rb", *arguments: Any, **options: Any) -> Any:
         if "w" in mode and Path(self.folder, "full").exists():
             Path(self.folder, "felt").touch()
             raise OSError(errno.ENOSPC, "No space left on device", path)
-        return super()._open(path, mode, **options)
+        return super()._open(path, mode, *arguments, **options)

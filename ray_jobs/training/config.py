@@ -1,6 +1,5 @@
 """Settings of a training job on a Ray cluster; no import of torch or Ray."""
 
-from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
@@ -139,7 +138,7 @@ def with_changes(values: Any, changes: list[str]) -> Any:
         target = values
         for key in parents if equals else ():
             target = target.setdefault(key, {}) if isinstance(target, dict) else None
-        if not equals or not isinstance(target, Mapping):
+        if not equals or not isinstance(target, dict):
             raise ConfigError(f"{change}: not a change of a setting; write such as train.steps=100")
         target[last] = yaml.safe_load(text)
     return values

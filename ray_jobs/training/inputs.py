@@ -1,7 +1,7 @@
 """What a run reads, opened in any process of the cluster."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 import ray.train.collective
@@ -50,7 +50,7 @@ class SharedEncoder:
         self._load, self.width, self._rank = load, width, rank
 
     def encode(self, prompts: Sequence[str]) -> TextStates:
-        reference = None
+        reference: Any = None
         if self._rank == 0:
             states = self._load().encode(prompts)
             reference = ray.put((states.states.numpy(), states.mask.numpy()))

@@ -86,7 +86,7 @@ class MicroBatches:
 class Ready(NamedTuple):
     """A micro-batch on its device, with the sampler's row that it was read for."""
 
-    index: int
+    row: int
     batch: Batch
 
 
@@ -117,7 +117,7 @@ class StreamedBatches:
         start, stop = self._announced, min(self._announced + self.config.window, self.steps[1])
         if start >= stop:
             return
-        reference = ray.put(self._window(start, stop)) if self.rank == 0 else None
+        reference: Any = ray.put(self._window(start, stop)) if self.rank == 0 else None
         self._reference = broadcast_from_rank_zero([reference])[0]
         self._windows.put(ray.get(self._reference)[self.rank])
         self._announced = stop
@@ -132,9 +132,10 @@ class StreamedBatches:
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         rows = (stop - start) * self.slots.each * self.slots.world
+        read: Any = MicroBatches(self.run, self.slots, start).__call__
         with ray.data.DataContext.current(context):
             dataset = ray.data.range(rows, override_num_blocks=rows).map_batches(
-                MicroBatches(self.run, self.slots, start).__call__, batch_size=1, num_cpus=self.config.cpus
+                read, batch_size=1, num_cpus=self.config.cpus
             )
             return dataset.streaming_split(self.slots.world, equal=True)
 
@@ -183,9 +184,9 @@ class StreamedBatches:
             ready = self._ready.get()
             if isinstance(ready, BaseException):
                 raise ready
-            if ready.index != self.slots.index(step, slot, self.rank):
+            if ready.row != self.slots.index(step, slot, self.rank):
                 raise InputError(
-                    f"step {step}: micro-batch {ready.index} came instead of "
+                    f"step {step}: micro-batch {ready.row} came instead of "
                     f"{self.slots.index(step, slot, self.rank)}; start the run again, it goes on from its checkpoint"
                 )
             yield ready.batch

@@ -163,7 +163,7 @@ def test_a_killed_driver_is_submitted_again_and_the_newest_checkpoint_is_truncat
     package = tiny.folder / "driver.pickle"
     package.write_bytes(pickle.dumps((job, tiny.opened)))
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(package)], env={**os.environ, "RAY_ADDRESS": cluster.address},
+        [sys.executable, "-c", DRIVER, str(package)], env={**os.environ, "RAY_ADDRESS": str(cluster.address)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     with when(lambda: reached(tiny, "driver", 6) is not None, driver.kill):
