@@ -207,6 +207,8 @@ class TrainConfig(Settings):
         steps: optimizer steps of the whole run.
         sites_per_step: sites a step, shared out over the shapes of the base; at least one of each shape.
         effects_per_step: effects a step; every site of the step is paired with every effect of the step.
+        micro_batches: draws a step, each with `sites_per_step` sites and `effects_per_step` effects of its own; the
+            step follows the mean of their gradients. Workers share them out, so that a step is the same for any number.
         learning_rate: peak rate.
         warmup_fraction: share of `steps` in which the rate rises linearly (the paper: 0.01 %).
         decay: "constant", or "cosine" down to `final_fraction` of the peak.
@@ -232,6 +234,7 @@ class TrainConfig(Settings):
     steps: int = Field(default=20_000, ge=1)
     sites_per_step: int = Field(default=20, ge=1)
     effects_per_step: int = Field(default=24, ge=1)
+    micro_batches: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=5e-5, gt=0)
     warmup_fraction: float = Field(default=1e-4, ge=0, le=1)
     decay: Literal["constant", "cosine"] = "constant"
@@ -256,6 +259,8 @@ class TrainConfig(Settings):
     def _check(self) -> Self:
         if self.cuda_graph and self.hypernet.ensemble:
             raise ValueError("an ensemble routes on the host, which a CUDA graph cannot hold; set cuda_graph: false")
+        if self.cuda_graph and self.micro_batches > 1:
+            raise ValueError("a CUDA graph holds one micro-batch a step; set micro_batches: 1, or cuda_graph: false")
         sentence = self.hypernet.text.form == "sentence"
         if not sentence and (self.augment.mix or self.augment.blend):
             raise ValueError("augment.mix and augment.blend are of sentence vectors; set hypernet.text.form: sentence")

@@ -10,7 +10,7 @@ import math
 import os
 import struct
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,15 @@ class SafetensorsFile:
         if not data:
             return torch.empty(spec.shape, dtype=spec.dtype)
         return torch.frombuffer(data, dtype=spec.dtype).reshape(spec.shape)
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Some entries of the first axis of one tensor, in the order given; nothing else of it is read."""
+        spec = self.specs[name]
+        size = (spec.stop - spec.start) // max(spec.shape[0], 1)
+        data = bytearray().join(self.read_bytes(name, row * size, (row + 1) * size) for row in rows)
+        if not data:
+            return torch.empty((len(rows), *spec.shape[1:]), dtype=spec.dtype)
+        return torch.frombuffer(data, dtype=spec.dtype).reshape(len(rows), *spec.shape[1:])
 
     def read_bytes(self, name: str, start: int, stop: int) -> bytes:
         """Bytes start to stop of one tensor, counted from its first."""

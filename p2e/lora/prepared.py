@@ -9,6 +9,7 @@ effects on the widest layer of Wan 14B at rank 32. Sites that no effect covers h
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -160,8 +161,11 @@ class PreparedLibrary:
                 raise FormatError(f"{folder}/{site.file}: {state}; copy the library again, or {AGAIN}")
         return cls(folder, index)
 
-    def site(self, key: str) -> SiteRecord:
+    def site(self, key: str, effects: Sequence[int] | None = None) -> SiteRecord:
         """Reads one site's record.
+
+        Args:
+            effects: read those alone, in the order given, which are then the first dimension of the record.
 
         Raises:
             InputError: no effect covers the site, or the base has none of that key.
@@ -170,17 +174,18 @@ class PreparedLibrary:
         if key not in self._sites:
             raise InputError(f"{self.path}: no record of site {key}; its keys are such as {self.keys[0]}")
         site = self._sites[key]
-        effects = len(self.effects)
+        count = len(self.effects)
         expected = {
-            "a": (torch.float32, (effects, self.rank, site.d_in)),
-            "b": (torch.float32, (effects, site.d_out, self.rank)),
-            "mask": (torch.bool, (effects,)),
-            "lost": (torch.float32, (effects,)),
+            "a": (torch.float32, (count, self.rank, site.d_in)),
+            "b": (torch.float32, (count, site.d_out, self.rank)),
+            "mask": (torch.bool, (count,)),
+            "lost": (torch.float32, (count,)),
         }
         with SafetensorsFile(f"{self.path}/{site.file}") as file:
             if {name: (spec.dtype, spec.shape) for name, spec in file.specs.items()} != expected:
                 raise FormatError(f"{file.path}: does not hold what the index says; copy it again, or {AGAIN}")
-            tensors = file.read_all()
+            names = file.specs
+            tensors = file.read_all() if effects is None else {name: file.read_rows(name, effects) for name in names}
         return SiteRecord(key, **tensors, scale_a=site.scale_a, scale_b=site.scale_b)
 
     def mask(self, key: str) -> Tensor:

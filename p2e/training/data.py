@@ -3,9 +3,11 @@
 Shapes: S sites of one shape a step, E effects a step, N sites and F effects in all, r rank, T tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ from p2e.text import TextEncoder, TextStates
 from p2e.training.augment import Augmented, augmented
 from p2e.training.metric import SiteMetric, read_metric
 
-__all__ = ["Batch", "Group", "ResidentSource", "Source", "StreamedSource", "open_source"]
+__all__ = ["Batch", "Group", "Records", "ResidentSource", "SiteReader", "Source", "StreamedSource", "open_source"]
 
 
 class Batch(NamedTuple):
@@ -82,6 +84,48 @@ class Targets(NamedTuple):
         return Targets(kept, self.a[pair], self.b[pair], self.weight[pair])
 
 
+class Records(NamedTuple):
+    """What is read of S sites of one shape, on the CPU: W0 [S, d_out, d_in] in its stored type; of some effects A* and
+    B* in units of the site's scale, float32; weight [S, E], 0 where a LoRA does not cover the site."""
+
+    w0: Tensor
+    a: Tensor
+    b: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class SiteReader:
+    """Reads sites of a base and of a prepared library; can be pickled, so that other processes read as well.
+
+    Attributes:
+        scales: site key -> (scale of A, of B).
+        effect_weight: of every effect of the library, [F].
+    """
+
+    weights: WeightReader
+    library: PreparedLibrary
+    scales: Mapping[str, tuple[float, float]]
+    effect_weight: Tensor
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type in which W0 is handed out: the one it is stored in, the widest where sites differ."""
+        by_key = self.weights.base.by_key
+        return functools.reduce(torch.promote_types, {self.weights.dtype(by_key[key]) for key in self.scales})
+
+    def read(self, sites: Sequence[Site], effects: Sequence[int] | None = None) -> Records:
+        """Sites of one shape with some effects, or with all."""
+        records = [self.library.site(site.key, effects) for site in sites]
+        weight = self.effect_weight if effects is None else self.effect_weight[list(effects)]
+        return Records(
+            torch.stack([self.weights.read(site).to(self.dtype) for site in sites]),
+            torch.stack([record.a / self.scales[record.key][0] for record in records]),
+            torch.stack([record.b / self.scales[record.key][1] for record in records]),
+            torch.stack([record.mask for record in records]) * weight,
+        )
+
+
 class Source:
     """Access to the library, base and prompts of a run.
 
@@ -120,7 +164,8 @@ class Source:
             if any(site.key in self.scales for site in sites)
         ]
         self.metric = self._metric(metric)
-        self.effect_weight = torch.tensor([effect.weight for effect in library.effects], dtype=torch.float32)
+        effect_weight = torch.tensor([effect.weight for effect in library.effects], dtype=torch.float32)
+        self.reader = SiteReader(weights, library, self.scales, effect_weight)
         prompts = [prompt for effect in library.effects for prompt in effect.prompts]
         counts = [len(effect.prompts) for effect in library.effects]
         self.prompts = [(sum(counts[:i]), count) for i, count in enumerate(counts)]
@@ -152,27 +197,27 @@ class Source:
         found = read_metric(config, self.base.name, [group.sites for group in self.groups])
         return [SiteMetric(*(x.to(self.device) for x in metric)) for metric in found]
 
-    def load(self, sites: Sequence[Site]) -> Targets:
-        """Reads sites of one shape, with all effects, onto the device."""
-        w0 = torch.stack([self.weights.read(site).to(torch.float32) for site in sites])
+    def load(self, sites: Sequence[Site], effects: Sequence[int] | None = None) -> Targets:
+        """Reads sites of one shape, with some effects or with all, onto the device."""
+        return self.placed(sites, self.reader.read(sites, effects))
+
+    def placed(self, sites: Sequence[Site], records: Records) -> Targets:
+        """What was read of some sites, as the model takes it, on the device."""
         block = torch.tensor([site.block for site in sites])
         module = torch.tensor([self.base.modules.index(site.module) for site in sites])
-        prepared = self.model.prepare(w0.to(self.device), block, module)
+        w0 = records.w0.to(self.device).to(torch.float32)
+        prepared = self.model.prepare(w0, block, module)
         parts = (prepared,) if isinstance(prepared, Tensor) else prepared
         kept = [part.to(self.dtype) for part in parts]
-        records = [self.library.site(site.key) for site in sites]
-        weight = torch.stack([record.mask for record in records]) * self.effect_weight
+        weights: Weights = kept[0] if len(kept) == 1 else (kept[0], kept[1])
         return Targets(
-            Sites(kept[0] if len(kept) == 1 else (kept[0], kept[1]), block.to(self.device), module.to(self.device)),
-            torch.stack([record.a / self.scales[record.key][0] for record in records]).to(self.device),
-            torch.stack([record.b / self.scales[record.key][1] for record in records]).to(self.device),
-            weight.to(self.device),
+            Sites(weights, block.to(self.device), module.to(self.device)),
+            *(tensor.to(self.device) for tensor in records[1:]),
         )
 
     def targets(self, group: int, sites: Tensor, effects: Tensor) -> Targets:
         """Of some sites [S] of a group, for some effects [E]."""
-        chosen = self.load([self.groups[group].sites[i] for i in sites.tolist()])
-        return chosen.take(torch.arange(len(sites), device=self.device), effects.to(self.device))
+        return self.load([self.groups[group].sites[i] for i in sites.tolist()], effects.tolist())
 
     def chunks(self, effects: Tensor, sites: int) -> Iterator[list[Targets]]:
         """All trained sites, for some effects [E], at most `sites` of a shape at a time; all at once where sites
@@ -186,16 +231,19 @@ class Source:
 
     def batch(self, row: Tensor, widths: Sequence[int]) -> Batch:
         """The batch of a sampler's row."""
-        *sites, effects, prompts = row.split(list(widths))[: len(self.groups) + 2]
-        chosen = [self.targets(group, index, effects) for group, index in enumerate(sites)]
-        prompts = prompts.to(self.device)
+        *sites, effects = row.split(list(widths))[: len(self.groups) + 1]
+        return self.assembled(row, widths, [self.targets(group, index, effects) for group, index in enumerate(sites)])
+
+    def assembled(self, row: Tensor, widths: Sequence[int], chosen: Sequence[Targets]) -> Batch:
+        """The batch of a sampler's row, from the targets of its sites and effects; an entry a group."""
+        *sites, _, prompts = row.to(self.device).split(list(widths))[: len(self.groups) + 2]
         text = Augmented(self.text[prompts], self.text_mask[prompts], None)
         if self.augment.active:
             other, key = row.to(self.device).split(list(widths))[-2:]
             text = augmented(text.text, text.mask, self.text[other], key, self.augment)
         return Batch(
             [c.sites for c in chosen], [c.a for c in chosen], [c.b for c in chosen], [c.weight for c in chosen], *text,
-            metric=self.metric and [m.take(i.to(self.device)) for m, i in zip(self.metric, sites, strict=True)],
+            metric=self.metric and [m.take(i) for m, i in zip(self.metric, sites, strict=True)],
         )  # fmt: skip
 
     def batches(self, rows: Tensor, widths: Sequence[int]) -> Iterator[Batch]:

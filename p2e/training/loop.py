@@ -1,6 +1,7 @@
 """Training of the hypernetwork on one device, from a prepared library to a checkpoint."""
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,24 +15,19 @@ from p2e.bases import WeightReader, open_base
 from p2e.bases.base import Base
 from p2e.config import TrainConfig
 from p2e.errors import ConfigError, InputError
-from p2e.hypernet.checkpoint import save_checkpoint
 from p2e.hypernet.losses import Losses
-from p2e.hypernet.variants import Predictor, build_hypernet
 from p2e.lora.prepared import PreparedLibrary
 from p2e.text import TextEncoder, encoder_for
-from p2e.training.batches import Sampler, share_sites
-from p2e.training.data import ResidentSource, open_source
-from p2e.training.evaluate import evaluate
+from p2e.training.data import ResidentSource
 from p2e.training.report import Reporter
+from p2e.training.setup import assemble
 from p2e.training.state import load_state, save_state
 from p2e.training.step import GraphedStep, Objective, TrainStep, make_optimizer
 
 __all__ = ["Trainer", "train"]
 
 STATE = "training.safetensors"
-EVALUATED = 32  # effects of a split
 PLAN_STEPS = 256  # whose indices go to the device together
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> Path:
@@ -73,31 +69,14 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, base: Base, weights: WeightReader, library: PreparedLibrary, encoder: TextEncoder
     ) -> None:
-        if library.rank != config.hypernet.rank:
-            raise ConfigError(f"the library has rank {library.rank}; set hypernet.rank: {library.rank}")
+        self.setup = assemble(config, base, weights, library, encoder)
         self.config, self.base, self.library = config, base, library
-        self.device = pick_device(config.device)
-        self.dtype = DTYPES[config.precision]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.model: nn.Module = build_hypernet(config.hypernet, base)
-        self.model.to(self.device)
-        self.source = open_source(
-            base, weights, library, encoder, cast(Predictor, self.model), device=self.device, dtype=self.dtype,
-            resident_bytes=config.resident_gb * 1e9, across_sites=config.hypernet.across_sites,
-            augment=config.augment, metric=config.metric,
-        )  # fmt: skip
-        # After the source, which fits the map of the text.
+        self.device, self.dtype = self.setup.device, self.setup.dtype
+        self.model, self.source, self.sampler = self.setup.model, self.setup.source, self.setup.sampler
+        # The source has fitted the map of the text, so a copy holds it as well.
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else None
-        sizes = tuple(len(group.sites) for group in self.source.groups)
-        self.sampler = Sampler(
-            sizes=sizes, draws=share_sites(sizes, config.sites_per_step), effects=tuple(self.source.train),
-            prompts=tuple(self.source.prompts[i] for i in self.source.train),
-            effects_per_step=min(config.effects_per_step, len(self.source.train)), seed=config.seed,
-            augment=config.augment.active,
-        )  # fmt: skip
         self.optimizer = make_optimizer(self.model, config)
-        self.hashes = {"base_hash": weights.hash, "library_hash": library.hash}
+        self.hashes = self.setup.hashes
         self.output = Path(config.output)
         self.step = 0
         if (self.output / STATE).exists():
@@ -140,8 +119,7 @@ class Trainer:
                 values = dict(zip(Losses._fields, (running / count).tolist(), strict=True))
                 if not math.isfinite(values["loss"]):
                     raise InputError(f"training diverged before step {self.step}; lower learning_rate and start anew")
-                pairs = sum(self.sampler.draws) * self.sampler.effects_per_step
-                values["samples_per_second"] = count * pairs / max(time.perf_counter() - since, 1e-9)
+                values["samples_per_second"] = count * self.setup.pairs / max(time.perf_counter() - since, 1e-9)
                 reporter.scalars(self.step, values, last=last)
                 self.history.append({"step": self.step, **values})
                 running.zero_()
@@ -169,45 +147,21 @@ class Trainer:
                     "cuda_graph needs a GPU and data within resident_gb; raise it or set cuda_graph: false"
                 )
             graphed = GraphedStep(step, self.source, self.sampler)
+        parts = self.config.micro_batches
         for start in range(self.step, stop, PLAN_STEPS):
-            rows = self.sampler.plan(start, min(PLAN_STEPS, stop - start))
+            steps = min(PLAN_STEPS, stop - start)
+            rows = self.sampler.plan(start * parts, steps * parts)
             rows = rows.to(self.device) if resident else rows
-            batches = None if graphed else self.source.batches(rows, self.sampler.widths)
-            for offset in range(len(rows)):
+            batches = iter(()) if graphed else self.source.batches(rows, self.sampler.widths)
+            for offset in range(steps):
                 step.set_rate(start + offset)
-                yield graphed(rows[offset]) if graphed else step(next(cast(Iterator, batches)))
+                yield graphed(rows[offset]) if graphed else step(*itertools.islice(batches, parts))
 
     def evaluate(self) -> dict[str, float]:
-        """Errors on every split of the library, of at most EVALUATED effects of each that have a prompt."""
-        model = cast(Predictor, self.average or self.model)
-        values: dict[str, float] = {}
-        for split in sorted(set(self.source.splits)):
-            effects = [i for i, name in enumerate(self.source.splits) if name == split and self.source.prompts[i][1]]
-            if not effects:
-                continue
-            errors = evaluate(model, self.source, effects[:EVALUATED], dtype=self.dtype)
-            values |= {f"{split}/{name}": value for name, value in errors.items()}
-        return values
+        """Errors on every split of the library, as `Run.evaluate`."""
+        return self.setup.evaluate(self.average or self.model)
 
     def save(self) -> None:
         """Writes the state, then the checkpoint that it belongs to."""
         save_state(self.output / STATE, self.step, self.model, self.optimizer, self.average, self.config, self.hashes)
-        save_checkpoint(
-            self.output, self.average or self.model, base=self.base, config=self.config.hypernet,
-            scales=self.source.scales, targets=self.library.targets, step=self.step,
-            training=self.config.model_dump(mode="json"), dtype=DTYPES[self.config.checkpoint_precision], **self.hashes,
-        )  # fmt: skip
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" is a GPU where there is one.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise ConfigError(f"device: {name} is not available here; use auto, cpu or cuda") from None
-    return device
+        self.setup.save(self.output, self.average or self.model, self.step)

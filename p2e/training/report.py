@@ -16,10 +16,10 @@ class Reporter:
     Args:
         total: steps of the run, done: those already taken.
         progress: show a bar or lines.
-        folder: of the TensorBoard files, or None for none.
+        folder: of the TensorBoard files, a path or what TensorBoard takes for one (s3://...), or None for none.
     """
 
-    def __init__(self, total: int, done: int, progress: bool, folder: Path | None) -> None:
+    def __init__(self, total: int, done: int, progress: bool, folder: Path | str | None) -> None:
         self.total, self._bar, self._task, self._writer = total, None, None, None
         self._shown = 0.0
         if progress and sys.stdout.isatty():

@@ -93,17 +93,20 @@ class TrainStep:
             else:
                 group["lr"] = rate(self.config, step)
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """One step -> the scalars of `Losses`, [4], on the device."""
+    def __call__(self, *batches: Batch) -> Tensor:
+        """One step on the mean loss of some micro-batches -> the scalars of `Losses`, [4], on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses: Losses = self.objective(batch)
-        losses.loss.backward()
+        scalars: list[Tensor] = []
+        for batch in batches:
+            losses: Losses = self.objective(batch)
+            (losses.loss / len(batches)).backward()
+            scalars.append(torch.stack([scalar.detach() for scalar in losses]))
         nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
         if self.averaged is not None and self.config.ema is not None:
             with torch.no_grad():
                 torch._foreach_lerp_(self.averaged, self.parameters, 1 - self.config.ema)
-        return torch.stack([scalar.detach() for scalar in losses])
+        return torch.stack(scalars).mean(0)
 
 
 class GraphedStep:
