@@ -3,10 +3,9 @@
 import contextlib
 import uuid
 
-import fsspec
-
 from p2e.errors import InputError
 from p2e.files import atomic_path, file_sizes
+from ray_jobs.session import remove
 
 __all__ = ["Attempts"]
 
@@ -39,6 +38,5 @@ class Attempts:
 
     def remove(self) -> None:
         """Takes the marks away."""
-        with contextlib.suppress(OSError):
-            file_system, inner = fsspec.core.url_to_fs(self.folder)
-            file_system.rm(inner, recursive=True)
+        with contextlib.suppress(OSError):  # marks that stay do no harm
+            remove(self.folder)

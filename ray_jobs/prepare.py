@@ -21,8 +21,8 @@ from p2e.lora.prepare import check_request
 from p2e.lora.prepared import INDEX, SITES, Index, PreparedLibrary
 from p2e.lora.shards import shard_digest
 from ray_jobs.command import run_job
-from ray_jobs.prepare_passes import RUN, EffectRow, Plan, PrepareJob, make_records, make_shards, remove
-from ray_jobs.session import check_resources, connect
+from ray_jobs.prepare_passes import RUN, EffectRow, Plan, PrepareJob, make_records, make_shards
+from ray_jobs.session import check_resources, connect, remove
 
 __all__ = ["PrepareReport", "prepare"]
 

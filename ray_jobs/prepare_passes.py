@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import fsspec
 import ray
 import ray.data
 import torch
@@ -23,9 +22,9 @@ from p2e.lora.prepare import write_site
 from p2e.lora.prepared import SITES, SiteIndex, Targets
 from p2e.lora.shards import Shard, collect_sites, read_shard, write_shard
 from ray_jobs.attempts import Attempts
-from ray_jobs.session import failure, stream
+from ray_jobs.session import failure, remove, stream
 
-__all__ = ["RUN", "EffectRow", "Plan", "PrepareJob", "make_records", "make_shards", "remove"]
+__all__ = ["RUN", "EffectRow", "Plan", "PrepareJob", "make_records", "make_shards"]
 
 RUN = "run.txt"  # beside the records: the digest of the run that they are of
 
@@ -90,6 +89,9 @@ class Plan:
     def shard(self, effect: int) -> str:
         return f"{self.work}/effects/{self.digests[effect]}.safetensors"
 
+    def attempts(self) -> Attempts:
+        return Attempts(f"{self.work}/attempts", self.job.attempts)
+
     @property
     def run(self) -> str:
         """Digest of all that the library depends on."""
@@ -105,7 +107,7 @@ def make_shards(plan: Plan) -> tuple[list[EffectRow], list[Shard | None]]:
         for i, digest in enumerate(plan.digests)
     ]
     kept = [shard is not None for shard in shards]
-    attempts = Attempts(f"{plan.work}/attempts", plan.job.attempts)
+    attempts = plan.attempts()
     missing = [{"index": i} for i, known in enumerate(kept) if not known]
     done: dict[int, dict[str, Any]] = {}
     for row in stream(missing, partial(_make_shard, plan=plan, attempts=attempts), **_options(plan.job)):
@@ -160,22 +162,28 @@ def make_records(plan: Plan, output: str, shards: Sequence[Shard]) -> tuple[list
     missing = [site.key for site in covered if site.key not in found]
     size = plan.job.sites_per_task
     rows = [{"keys": missing[start : start + size]} for start in range(0, len(missing), size)]
-    task = partial(_make_sites, plan=plan, output=output, notes=notes, shards=ray.put(list(shards)))
+    attempts = plan.attempts()
+    known = ray.put(list(shards))
+    task = partial(_make_sites, plan=plan, output=output, notes=notes, shards=known, attempts=attempts)
     for row in stream(rows, task, **_options(plan.job)):
         if row["error"]:
             raise OutputError(row["error"])
         for text in row["sites"]:
             site = SiteIndex.parse(json.loads(text))
             found[site.key] = site
+    attempts.remove()
     return [found[site.key] for site in covered], len(missing)
 
 
-def _make_sites(row: dict[str, Any], *, plan: Plan, output: str, notes: str, shards: Any) -> dict[str, Any]:
+def _make_sites(
+    row: dict[str, Any], *, plan: Plan, output: str, notes: str, shards: Any, attempts: Attempts
+) -> dict[str, Any]:
     """A task of the second pass: the records of a few sites, each noted when it is written."""
     sites = [plan.base.by_key[key] for key in row["keys"]]
     train = torch.tensor([entry.split == "train" for entry in plan.manifest.entries])
     made = []
     try:
+        attempts.begin(sites[0].key)
         records = collect_sites(sites, ray.get(shards), plan.job.rank)
         for site in sites:
             line = write_site(f"{output}/{SITES}", site, *records.pop(0), train=train, targets=plan.job.targets)
@@ -189,9 +197,3 @@ def _make_sites(row: dict[str, Any], *, plan: Plan, output: str, notes: str, sha
 def _options(job: PrepareJob) -> dict[str, Any]:
     compute = ray.data.TaskPoolStrategy(size=job.parallel) if job.parallel else None
     return {"num_cpus": job.cpus, "num_gpus": job.gpus or None, "compute": compute}
-
-
-def remove(path: str) -> None:
-    file_system, inner = fsspec.core.url_to_fs(path)
-    if file_system.exists(inner):
-        file_system.rm(inner, recursive=True)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import ray
 import ray.data
 from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue]
 
 from p2e.errors import InputError, P2EError
 
-__all__ = ["check_resources", "connect", "failure", "stream"]
+__all__ = ["check_resources", "connect", "exists", "failure", "remove", "stream"]
 
 
 def connect() -> None:
@@ -49,6 +50,19 @@ def failure(error: BaseException) -> str:
     """One line that says what went wrong; a P2EError says it all, of others the kind is named."""
     text = " ".join(str(error).split())[:500]
     return text if isinstance(error, P2EError) else f"{type(error).__name__}: {text}"
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or folder, local or behind an fsspec URL."""
+    file_system, inner = fsspec.core.url_to_fs(path)
+    return file_system.exists(inner)
+
+
+def remove(path: str) -> None:
+    """Takes away a file or a folder with all that is in it, if it is there."""
+    file_system, inner = fsspec.core.url_to_fs(path)
+    if file_system.exists(inner):
+        file_system.rm(inner, recursive=True)
 
 
 def stream(rows: Sequence[dict[str, Any]], fn: Any, *, flat: bool = False, **options: Any) -> Iterator[dict[str, Any]]:
