@@ -1,6 +1,8 @@
 """How often a piece of work was begun. Ray begins again whatever died with its worker, for ever; this sets an end."""
 
 import contextlib
+import os
+import platform
 import uuid
 
 from p2e.errors import InputError
@@ -34,7 +36,7 @@ class Attempts:
                 f"its worker died {self.limit} times, of memory perhaps; give a task more, or leave it out"
             )
         with atomic_path(f"{self.folder}/{key}/{len(names)}") as path:
-            path.touch()
+            path.write_text(f"{platform.node()} {os.getpid()}\n")  # whom to look for in the logs
 
     def remove(self) -> None:
         """Takes the marks away."""

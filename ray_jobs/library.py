@@ -123,11 +123,12 @@ def train_library(job: LibraryJob) -> LibraryReport:
     write_text(output / "job.json", job.to_json())  # fails now rather than after the first effect
     connect()
     check_resources(job.cpus, job.gpus)
+    place = job.base if job.base == "world" else str(root.resolve())
     weights = content_digest(sorted(path for path in root.iterdir() if path.is_dir()))
     attempts = Attempts(str(output / "work" / "attempts"), job.retries + 1)
     works = [
         Work(
-            effect=effect.effect, clips=str(Path(effect.clips).resolve()), base=job.base if job.base == "world" else str(root.resolve()), weights=weights,
+            effect=effect.effect, clips=str(Path(effect.clips).resolve()), base=place, weights=weights,
             init=tuple(str(Path(path).resolve()) for path in effect.init), settings=job.recipe(effect),
             output=str(output), device="cuda" if job.gpus else "cpu",
         )
@@ -135,7 +136,7 @@ def train_library(job: LibraryJob) -> LibraryReport:
     ]  # fmt: skip
     rows: dict[str, EffectRow] = {}
     records: dict[str, Record] = {}
-    look = ray.remote(find_record).options(num_cpus=0.5)
+    look = ray.remote(find_record)
     known = dict(_finished({look.remote(work): work.effect for work in works}))
     waiting: list[Work] = []
     for work in works:
