@@ -7,6 +7,7 @@ row that fails is a line of the results. A clip is named by a digest of all it s
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,10 @@ from p2e.render.defaults import render_defaults
 from ray_jobs.attempts import Attempts
 from ray_jobs.clip_actor import CLIPS, ClipActor
 from ray_jobs.command import run_job
-from ray_jobs.rows import RenderRow, read_rows, row_key
+from ray_jobs.rows import RenderRow, content, read_rows, row_key
 from ray_jobs.session import check_resources, connect, stream
 
-__all__ = ["RenderJob", "RenderResult", "render_rows"]
+__all__ = ["RenderJob", "RenderPlan", "RenderResult", "plan_rows", "render_rows"]
 
 RECIPE = "1"
 """Version of how clips are made; a change of it makes all of them anew."""
@@ -72,12 +73,20 @@ class RenderResult(Settings):
     seconds: float = 0.0
 
 
-def render_rows(job: RenderJob) -> list[RenderResult]:
-    """Renders what is missing and writes `results.jsonl`, in the order of the rows.
+class RenderPlan(Settings):
+    """What is to be done: the rows in their order, the key of each one's clip, and how clips are made."""
+
+    rows: tuple[RenderRow, ...]
+    keys: tuple[str, ...]
+    base: str
+    settings: RenderConfig
+
+
+def plan_rows(job: RenderJob) -> RenderPlan:
+    """Reads the rows and the base's files, and settles what each clip depends on.
 
     Raises:
         ConfigError, InputError: rows, base or settings that cannot be used.
-        OutputError: `output` cannot be written.
     """
     from p2e.bases import open_base
 
@@ -89,41 +98,59 @@ def render_rows(job: RenderJob) -> list[RenderResult]:
     changes = job.render.model_dump(exclude_unset=True)
     settings = RenderConfig.parse(render_defaults(base).model_dump() | changes, "render")
     weights = content_digest(sorted(path for path in root.iterdir() if path.is_dir()))
+    content.cache_clear()  # a run reads each file once, and the next run looks afresh
     common = digest_of(RECIPE, weights, settings.model_dump_json(), job.scale, bool(job.gpus))
-    keys = [row_key(row, common) for row in rows]
+    place = job.base if job.base == "world" else str(root)
+    return RenderPlan(rows=tuple(rows), keys=tuple(row_key(row, common) for row in rows), base=place, settings=settings)
+
+
+def render_rows(job: RenderJob) -> list[RenderResult]:
+    """Renders what is missing and writes `results.jsonl`, in the order of the rows.
+
+    Raises:
+        ConfigError, InputError: rows, base or settings that cannot be used.
+        OutputError: `output` cannot be written.
+    """
+    plan = plan_rows(job)
     output = job.output.rstrip("/") if "://" in job.output else str(Path(job.output).resolve())
     write_text(f"{output}/job.json", job.to_json())  # fails now rather than after the first clip
     there = file_sizes(f"{output}/{CLIPS}")
-    missing = {key: row for key, row in zip(keys, rows, strict=True) if f"{key}.mp4" not in there}
+    named = zip(plan.keys, plan.rows, strict=True)
+    missing = {key: row for key, row in named if f"{key}.mp4" not in there}
     done: dict[str, dict[str, Any]] = {}
-    if missing:
-        connect()
-        check_resources(job.cpus, job.gpus)
-        attempts = Attempts(f"{output}/attempts", job.attempts)
-        tasks = _tasks(missing, job.rows_per_task)
-        made = {
-            "base": job.base if job.base == "world" else str(root), "settings": settings, "scale": job.scale,
-            "gpu": bool(job.gpus), "output": output, "attempts": attempts,
-        }  # fmt: skip
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(job.actors, len(tasks)))
-        for result in stream(
-            tasks, ClipActor, flat=True, fn_constructor_kwargs=made, compute=pool, num_cpus=job.cpus,
-            num_gpus=job.gpus or None,
-        ):  # fmt: skip
-            done[result["key"]] = result
-            print(f"{len(done)}/{len(missing)} {result['key']} {result['error']}".rstrip(), flush=True)
-        attempts.remove()
+    for line in _render(job, plan, missing, output):
+        done[line["key"]] = line
+        print(f"{len(done)}/{len(missing)} {line['key']} {line['error']}".rstrip(), flush=True)
     results = []
-    for key, row in zip(keys, rows, strict=True):
-        found = done.get(key, {"error": "", "seconds": 0.0})
-        failed = bool(found["error"]) or (key in missing and key not in done)
-        status = "failed" if failed else "made" if key in done else "kept"
+    for key, row in zip(plan.keys, plan.rows, strict=True):
+        line = done.get(key, {"error": "its actor was lost; run the job again" if key in missing else "", "seconds": 0})
+        failed = bool(line["error"])
+        status = "failed" if failed else "made" if key in missing else "kept"
         video = None if failed else f"{CLIPS}/{key}.mp4"
-        error = found["error"] or ("its actor was lost; run the job again" if failed else "")
-        results.append(RenderResult(row=row, status=status, video=video, error=error, seconds=found["seconds"]))
+        results.append(RenderResult(row=row, status=status, video=video, error=line["error"], seconds=line["seconds"]))
     lines = [json.dumps(result.model_dump(mode="json"), ensure_ascii=False) for result in results]
     write_text(f"{output}/results.jsonl", "\n".join(lines) + "\n")
     return results
+
+
+def _render(job: RenderJob, plan: RenderPlan, missing: dict[str, RenderRow], output: str) -> Iterator[dict[str, Any]]:
+    """A line for each row that is missing, as its clip is done."""
+    if not missing:
+        return
+    connect()
+    check_resources(job.cpus, job.gpus)
+    attempts = Attempts(f"{output}/attempts", job.attempts)
+    tasks = _tasks(missing, job.rows_per_task)
+    arguments = {
+        "base": plan.base, "settings": plan.settings, "scale": job.scale, "gpu": bool(job.gpus), "output": output,
+        "attempts": attempts,
+    }  # fmt: skip
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(job.actors, len(tasks)))
+    yield from stream(
+        tasks, ClipActor, flat=True, fn_constructor_kwargs=arguments, compute=pool, num_cpus=job.cpus,
+        num_gpus=job.gpus or None,
+    )  # fmt: skip
+    attempts.remove()
 
 
 def _tasks(missing: dict[str, RenderRow], size: int) -> list[dict[str, Any]]:

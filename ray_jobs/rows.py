@@ -14,7 +14,7 @@ from p2e.errors import ConfigError, InputError
 from p2e.files import read_text, sha256
 from p2e.text import check_prompt
 
-__all__ = ["RenderRow", "read_rows", "row_key"]
+__all__ = ["RenderRow", "content", "read_rows", "row_key"]
 
 
 class RenderRow(Settings):

@@ -19,7 +19,9 @@ from p2e.lora.formats import read_lora, write_lora
 from p2e.render.image import load_image
 from p2e.render.pipeline import Renderer
 from p2e.render.video import write_mp4
-from ray_jobs.render import RenderJob, RenderResult, render_rows
+from ray_jobs.attempts import Attempts
+from ray_jobs.clip_actor import ClipActor
+from ray_jobs.render import RenderJob, RenderResult, plan_rows, render_rows
 from ray_jobs.rows import read_rows
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "frames": 5, "steps": 1, "max_rank": 8}
@@ -53,6 +55,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         {"image": "broken.png", "prompt": "it glows", **glow},
         {"image": "round.png", "prompt": "it glows", **glow},
         {"image": "round.png", "prompt": "it does", "lora": "nowhere.safetensors"},
+        {"image": "grey.png", "prompt": "it glows", **glow},
         {"image": "grey.png", "prompt": "it melts", "seed": 3, **melt, "id": "the first again"},
     ]
 
@@ -74,23 +77,24 @@ def statuses(results: list[RenderResult]) -> list[str]:
 def test_rows_become_clips_and_only_missing_ones_are_made(cluster: str, studio: Path, tmp_path: Path) -> None:
     (studio / "broken.png").write_text("no picture")
     asked = job(studio, write_rows(studio / "rows.jsonl", rows_of(studio)), tmp_path, scale=2)
+    before = tmp_path / f"clips/{plan_rows(asked).keys[-2]}.mp4"  # as from a run that was cut off
+    before.parent.mkdir()
+    before.write_bytes(b"made before")
     results = render_rows(asked)
-    assert statuses(results) == ["made", "made", "made", "failed", "made", "failed", "made"]
+    assert statuses(results) == ["made", "made", "made", "failed", "made", "failed", "kept", "made"]
     assert "broken.png: not an image" in results[3].error and "nowhere.safetensors: no such file" in results[5].error
     assert all("\n" not in result.error for result in results)
-    assert results[0].video == results[6].video and len({result.video for result in results}) == 5
+    assert before.read_bytes() == b"made before" and results[6].video == f"clips/{before.name}"
+    assert results[0].video == results[7].video and len({result.video for result in results}) == 6
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     assert [RenderResult.parse(json.loads(line)) for line in lines] == results
-    assert [result.row.id for result in results] == [None, "plain", None, None, None, None, "the first again"]
+    assert [result.row.id for result in results if result.row.id] == ["plain", "the first again"]
 
     # The clips are those of a renderer by itself.
     renderer = Renderer.open(studio / "base", settings=RenderConfig.parse(SMALL | {"fps": 8}))
     for index, name, strength, seed in (
-        (0, "melt", 1.0, 3),
-        (1, None, 1.0, 0),
-        (2, "melt", 0.5, 0),
-        (4, "glow", 1.0, 0),
-    ):
+        (0, "melt", 1.0, 3), (1, None, 1.0, 0), (2, "melt", 0.5, 0), (4, "glow", 1.0, 0)
+    ):  # fmt: skip
         row = results[index].row
         lora = None if name is None else read_lora(studio / f"{name}.safetensors", renderer.base)
         clip = renderer.render(load_image(row.image), row.prompt, lora=lora, strength=strength, seed=seed)
@@ -98,28 +102,36 @@ def test_rows_become_clips_and_only_missing_ones_are_made(cluster: str, studio: 
         assert (tmp_path / str(results[index].video)).read_bytes() == (tmp_path / "one.mp4").read_bytes(), index
     assert len({(tmp_path / str(results[i].video)).read_bytes() for i in (0, 1, 2, 4)}) == 4
 
-    # Again, with a clip gone and a picture mended: those two are made, nothing else is touched.
-    (tmp_path / str(results[4].video)).unlink()
-    Image.linear_gradient("L").convert("RGB").rotate(90).save(studio / "broken.png")
+    # Again: nothing is rendered.
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "clips").iterdir()}
-    # A process of its own would look afresh; here the digests of files are remembered.
-    from ray_jobs.rows import content
-
-    content.cache_clear()
-    again = render_rows(asked)
-    assert statuses(again) == ["kept", "kept", "kept", "made", "made", "failed", "kept"]
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "clips").iterdir()}
-    assert written.items() <= after.items() and len(after) == len(written) + 2
+    good = write_rows(studio / "rows.jsonl", [row for i, row in enumerate(rows_of(studio)) if i not in (3, 5)])
+    assert set(statuses(render_rows(job(studio, good, tmp_path, scale=2)))) == {"kept"}
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "clips").iterdir()}
 
 
-def test_a_base_that_cannot_be_rendered_fails_every_row(cluster: str, studio: Path, tmp_path: Path) -> None:
+def test_a_clip_is_known_by_all_it_shows(studio: Path, tmp_path: Path) -> None:
+    rows = rows_of(studio)
+    path = write_rows(studio / "rows.jsonl", rows)
+    keys = plan_rows(job(studio, path, tmp_path)).keys
+    assert keys == plan_rows(job(studio, path, tmp_path / "other", rows_per_task=1, cpus=2)).keys
+    for changes in ({"scale": 3}, {"render": SMALL | {"steps": 2}}, {"gpus": 1}):
+        assert not set(keys) & set(plan_rows(job(studio, path, tmp_path, **changes)).keys)
+    lora = studio / "glow.safetensors"
+    lora.write_bytes((studio / "melt.safetensors").read_bytes())
+    changed = plan_rows(job(studio, path, tmp_path)).keys
+    assert [a == b for a, b in zip(keys, changed, strict=True)] == [row.get("lora") != lora.name for row in rows]
+
+
+def test_an_actor_that_cannot_start_says_why(studio: Path, tmp_path: Path) -> None:
     broken = tmp_path / "base"
     tiny_pipeline().save_pretrained(broken)
     (broken / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
-    rows = write_rows(tmp_path / "rows.jsonl", [{"image": str(studio / "grey.png"), "prompt": "it melts"}])
-    (result,) = render_rows(job(studio, rows, tmp_path / "out", base=str(broken)))
-    assert result.status == "failed" and "not a readable diffusers pipeline" in result.error
-    assert not (tmp_path / "out/clips").exists()
+    settings, attempts = RenderConfig.parse(SMALL), Attempts(str(tmp_path / "attempts"), 3)
+    actor = ClipActor(str(broken), settings, 1, False, str(tmp_path / "out"), attempts)
+    row = json.dumps(["key", {"image": str(studio / "grey.png"), "prompt": "it melts"}])
+    (line,) = actor({"rows": [row]})
+    assert line["key"] == "key" and "not a readable diffusers pipeline" in line["error"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_of_parquet_are_those_of_jsonl(studio: Path) -> None:
