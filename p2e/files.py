@@ -8,7 +8,9 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import struct
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,10 @@ from torch import Tensor
 
 from p2e.errors import FormatError, InputError, OutputError
 
-__all__ = ["SafetensorsFile", "TensorSpec", "atomic_path", "read_text", "sha256", "write_safetensors", "write_text"]
+__all__ = [
+    "SafetensorsFile", "TensorSpec", "atomic_path", "file_sizes", "read_text", "sha256", "write_safetensors",
+    "write_text",
+]  # fmt: skip
 
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
 DTYPES: dict[str, torch.dtype] = {
@@ -149,9 +154,17 @@ class SafetensorsFile:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; renamed onto `path` at the end, removed on any error.
 
+    For an fsspec URL the name is a local one, and the whole file is put in its place at the end.
+
     Raises:
         OutputError: the folder cannot be made or written to.
     """
+    if "://" in str(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / str(path).rpartition("/")[2]
+            yield temporary
+            _put(temporary, str(path))
+        return
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{target.suffix}")
     try:
@@ -163,6 +176,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # where the folder could not be made, nothing is there to remove
             temporary.unlink(missing_ok=True)
+
+
+def _put(local: Path, url: str) -> None:
+    """Copies a file to an fsspec URL; a reader sees all of it or nothing, as far as the file system can commit."""
+    try:
+        file_system, inner = fsspec.core.url_to_fs(url)
+        file_system.makedirs(inner.rpartition("/")[0], exist_ok=True)
+        with local.open("rb") as source, file_system.transaction, file_system.open(inner, "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)  # pyright: ignore[reportArgumentType]
+    except (OSError, ValueError, ImportError) as error:
+        raise OutputError(f"{url}: cannot be written ({error}); check the address and its permissions") from None
+
+
+def file_sizes(folder: str | Path) -> dict[str, int]:
+    """Names and sizes in bytes of what a folder of any fsspec file system holds, in one listing; none where there is no
+    such folder.
+
+    Raises:
+        InputError: it cannot be listed.
+    """
+    try:
+        file_system, inner = fsspec.core.url_to_fs(str(folder))
+        file_system.invalidate_cache(inner)
+        return {str(entry["name"]).rsplit("/", 1)[-1]: entry["size"] for entry in file_system.ls(inner, detail=True)}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{folder}: cannot be listed ({error}); check the path and its permissions") from None
 
 
 def write_safetensors(

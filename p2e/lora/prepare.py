@@ -19,13 +19,13 @@ from torch import Tensor
 
 from p2e.bases.base import Base, Site
 from p2e.errors import InputError, OutputError
-from p2e.files import sha256, write_safetensors, write_text
+from p2e.files import atomic_path, sha256, write_safetensors, write_text
 from p2e.lora.canonical import align_signs, canonical, energy, pad_rank
 from p2e.lora.lora import Factors, Lora
 from p2e.lora.manifest import Entry, Manifest, check_file, read_effect
 from p2e.lora.prepared import INDEX, SITES, EffectIndex, Index, PreparedLibrary, SiteIndex, Targets
 
-__all__ = ["prepare_library"]
+__all__ = ["Energy", "check_request", "effect_targets", "prepare_library", "write_site"]
 
 SITES_AT_ONCE = 8  # decomposed in one batch: at most 40 MB of float64 factors for Wan 14B at rank 32
 
@@ -59,27 +59,25 @@ def prepare_library(
     """
     if "://" in str(out):
         raise InputError(f"{out}: libraries are prepared into a local folder; name one, then copy it there")
-    _check(manifest, base, rank, targets)
+    check_request(manifest, base, rank, targets)
+    for entry in manifest.entries:
+        for _, written, _ in entry.files():
+            check_file(manifest.locate(written))
     with _atomic_folder(Path(out)) as folder, Progress(console=Console(stderr=True), disable=not progress) as bar:
         scratch = _Scratch(folder)
-        energies = [_Energy() for _ in manifest.entries]
+        energies = [Energy() for _ in manifest.entries]
         for index, entry in enumerate(bar.track(manifest.entries, description="LoRAs")):
             lora = read_effect(manifest, entry, base)
-            for site, factors, lost in _targets(lora, entry, base, rank, targets, device):
+            for site, factors, lost in effect_targets(lora, entry, base, rank, targets, device):
                 scratch.append(site, index, factors, lost)
                 energies[index].add(float(energy(*lora.factors[site.key])), lost)
         train = torch.tensor([entry.split == "train" for entry in manifest.entries])
         covered = [site for site in base.sites if site.key in scratch.members]
         sites = [
-            _write_site(folder, site, scratch, rank, train, targets) for site in bar.track(covered, description="sites")
+            write_site(folder / SITES, site, *scratch.take(site, rank, len(train)), train=train, targets=targets)
+            for site in bar.track(covered, description="sites")
         ]
-        effects = tuple(
-            EffectIndex(
-                name=entry.effect, prompts=entry.prompts, split=entry.split, weight=entry.weight,
-                norm=seen.total**0.5, lost=seen.lost / seen.total if seen.total else 0.0,
-            )
-            for entry, seen in zip(manifest.entries, energies, strict=True)
-        )  # fmt: skip
+        effects = tuple(seen.index(entry) for entry, seen in zip(manifest.entries, energies, strict=True))
         index = Index(
             base=base.name, rank=rank, targets=targets, manifest=manifest.hash, effects=effects, sites=tuple(sites)
         )
@@ -87,8 +85,12 @@ def prepare_library(
     return PreparedLibrary.open(out)
 
 
-def _check(manifest: Manifest, base: Base, rank: int, targets: str) -> None:
-    """What can be known to fail before any LoRA is read."""
+def check_request(manifest: Manifest, base: Base, rank: int, targets: str) -> None:
+    """What can be known to fail before any LoRA is looked at.
+
+    Raises:
+        InputError: another base, no training effects, effects without prompts, a rank below 1, or unknown targets.
+    """
     manifest.check_base(base)
     if rank < 1:
         raise InputError(f"rank {rank}: targets have rank 1 at least")
@@ -98,12 +100,9 @@ def _check(manifest: Manifest, base: Base, rank: int, targets: str) -> None:
         raise InputError("no effect of the library is in the split train; there is nothing to train on")
     if without := [entry.effect for entry in manifest.entries if not entry.prompts]:
         raise InputError(f"effects without prompts: {', '.join(without)[:200]}; describe each in the manifest")
-    for entry in manifest.entries:
-        for _, written, _ in entry.files():
-            check_file(manifest.locate(written))
 
 
-class _Energy:
+class Energy:
     """||dW||^2 of one effect over its sites, and how much of it truncation lost."""
 
     def __init__(self) -> None:
@@ -112,6 +111,13 @@ class _Energy:
     def add(self, whole: float, share: float) -> None:
         self.total += whole
         self.lost += whole * share
+
+    def index(self, entry: Entry) -> EffectIndex:
+        """The effect's line of the index."""
+        return EffectIndex(
+            name=entry.effect, prompts=entry.prompts, split=entry.split, weight=entry.weight,
+            norm=self.total**0.5, lost=self.lost / self.total if self.total else 0.0,
+        )  # fmt: skip
 
 
 class _Scratch:
@@ -146,7 +152,7 @@ class _Scratch:
         return a, b, mask, lost
 
 
-def _targets(
+def effect_targets(
     lora: Lora, entry: Entry, base: Base, rank: int, targets: Targets, device: str | torch.device
 ) -> Iterator[tuple[Site, Factors, float]]:
     """Each covered site's factors at the asked rank, and the share of its energy that was lost."""
@@ -168,23 +174,37 @@ def _targets(
                 yield site, Factors(a[i], b[i]), float(lost[i])
 
 
-def _write_site(folder: Path, site: Site, scratch: _Scratch, rank: int, train: Tensor, targets: Targets) -> SiteIndex:
-    a, b, mask, lost = scratch.take(site, rank, len(train))
+def write_site(
+    folder: str | Path, site: Site, a: Tensor, b: Tensor, mask: Tensor, lost: Tensor, *, train: Tensor, targets: Targets
+) -> SiteIndex:
+    """Writes one site's record with the signs of canonical factors aligned -> its line of the index.
+
+    Args:
+        folder: local, or an fsspec URL.
+        a, b: factors of all effects [E, r, d_in], [E, d_out, r], zero where `mask` [E] is false.
+        lost: [E], share of the energy that truncation lost.
+        train: [E] bool, the effects that have a say in signs and scales.
+
+    Raises:
+        OutputError: the record cannot be written.
+    """
     if targets == "canonical":
         a, b = align_signs(a, b, mask, train)
-    path = folder / SITES / f"{site.key}.safetensors"
-    write_safetensors(path, {"a": a, "b": b, "mask": mask, "lost": lost})
-    return SiteIndex(
-        key=site.key, d_out=site.d_out, d_in=site.d_in, covered=int(mask.sum()),
-        scale_a=_rms(a[mask & train]), scale_b=_rms(b[mask & train]),
-        bytes=path.stat().st_size, sha256=sha256(path),
-    )  # fmt: skip
+    with atomic_path(f"{folder}/{site.key}.safetensors") as path:
+        write_safetensors(path, {"a": a, "b": b, "mask": mask, "lost": lost})
+        return SiteIndex(
+            key=site.key, d_out=site.d_out, d_in=site.d_in, covered=int(mask.sum()),
+            scale_a=_rms(a[mask & train]), scale_b=_rms(b[mask & train]),
+            bytes=path.stat().st_size, sha256=sha256(path),
+        )  # fmt: skip
 
 
 def _rms(x: Tensor) -> float:
     """Root mean square of all entries; 1 where there are none or all are zero, so that it can be divided by."""
-    value = float(x.double().square().mean().sqrt()) if x.numel() else 0.0
-    return value or 1.0
+    squares = x.double().square()
+    while squares.ndim:
+        squares = squares.sum(-1)  # dimension by dimension: the same to the bit with any number of threads
+    return float((squares / max(x.numel(), 1)).sqrt()) or 1.0
 
 
 @contextlib.contextmanager

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-import fsspec
 import torch
 from torch import Tensor
 
 from p2e.config import Settings
 from p2e.errors import ConfigError, FormatError, InputError
-from p2e.files import SafetensorsFile, read_text, sha256
+from p2e.files import SafetensorsFile, file_sizes, read_text, sha256
 
 __all__ = ["Effect", "EffectIndex", "Index", "PreparedLibrary", "SiteIndex", "SiteRecord", "Targets"]
 
@@ -153,7 +152,10 @@ class PreparedLibrary:
             raise FormatError(f"{folder}/{INDEX}: not JSON ({error}); {AGAIN}") from None
         if digest != index.hash:
             raise FormatError(f"{folder}/{INDEX}: was changed since it was written; {AGAIN}")
-        sizes = _sizes(f"{folder}/{SITES}")
+        try:
+            sizes = file_sizes(f"{folder}/{SITES}")
+        except InputError as error:
+            raise FormatError(str(error)) from None
         for site in index.sites:
             found = sizes.get(f"{site.key}.safetensors")
             if found != site.bytes:
@@ -202,14 +204,3 @@ class PreparedLibrary:
         for site in self.index.sites:
             if sha256(f"{self.path}/{site.file}") != site.sha256:
                 raise FormatError(f"{self.path}/{site.file}: corrupt, its sha256 differs; copy it again, or {AGAIN}")
-
-
-def _sizes(folder: str) -> dict[str, int]:
-    """Names and sizes of the files of a folder, in one listing."""
-    try:
-        file_system, inner = fsspec.core.url_to_fs(folder)
-        return {str(entry["name"]).rsplit("/", 1)[-1]: entry["size"] for entry in file_system.ls(inner, detail=True)}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, ImportError) as error:
-        raise FormatError(f"{folder}: cannot be listed ({error}); check the path and its permissions") from None

@@ -1,9 +1,11 @@
 """First frames: reading an image, checking it, and bringing it to a clip's size."""
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,15 +19,19 @@ MIN_SIDE = 16
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Reads an image file, upright as its camera held it.
+    """Reads an image file, local or behind an fsspec URL, upright as its camera held it.
 
     Raises:
         FormatError: the file is missing, not an image, or has more than MAX_IMAGE_PIXELS pixels.
     """
     try:
+        source: Any = path
+        if "://" in str(path):
+            with fsspec.open(str(path), "rb") as file:
+                source = io.BytesIO(file.read())  # pyright: ignore[reportAttributeAccessIssue]
         # Pillow only warns of a picture that is somewhat too large; the check below refuses it.
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            image = Image.open(path)
+            image = Image.open(source)
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise FormatError(f"{path}: {image.width} x {image.height} pixels are too many; shrink the image")
             return ImageOps.exif_transpose(image)
@@ -35,7 +41,7 @@ def load_image(path: str | Path) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise FormatError(f"{path}: not an image; give a PNG, JPEG or WebP file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, ImportError, Image.DecompressionBombError) as error:
         raise FormatError(f"{path}: the image cannot be read ({str(error)[:80]}); save it again") from None
 
 
