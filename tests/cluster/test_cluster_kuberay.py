@@ -160,9 +160,25 @@ def test_jobs_end_their_clusters() -> None:
         spec = job["spec"]
         assert spec["shutdownAfterJobFinishes"] and spec["activeDeadlineSeconds"] > 0 and spec["backoffLimit"] > 0
         # Where the image has the project, and PYTHONPATH with it.
-        assert "--config /home/ray/p2e/ray_jobs/configs/" in spec["entrypoint"]
+        assert "--config /p2e/ray_jobs/configs/" in spec["entrypoint"]
     image = (ROOT / "ray_jobs/k8s/Dockerfile").read_text()
-    assert "WORKDIR /home/ray/p2e\n" in image and "ENV PYTHONPATH=/home/ray/p2e\n" in image
+    assert "WORKDIR /p2e\n" in image and "ENV PYTHONPATH=/p2e\n" in image
+
+
+def test_jobs_keep_the_operators_rules() -> None:
+    """What KubeRay 1.7 refuses though the fields would pass (ray-operator/controllers/ray/utils/validation.go)."""
+    for job in of_kind("RayJob"):
+        spec = job["spec"]
+        assert spec["submissionMode"] == "SidecarMode"
+        assert not spec.keys() & {"clusterSelector", "submitterPodTemplate", "submitterConfig", "deletionStrategy"}
+        assert "restartPolicy" not in cluster_spec(job)["headGroupSpec"]["template"]["spec"]
+        assert (
+            re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", job["metadata"]["name"]) and len(job["metadata"]["name"]) < 40
+        )
+    for item in of_kind(*RAY_KINDS):
+        # Tokens need Ray 2.52; the autoscaler sets its own service account and restart policy on the head.
+        assert tuple(map(int, cluster_spec(item)["rayVersion"].split("."))) >= (2, 52, 0)
+        assert "serviceAccountName" not in cluster_spec(item)["headGroupSpec"]["template"]["spec"]
 
 
 def test_manifests_ask_for_what_the_stack_gives() -> None:
