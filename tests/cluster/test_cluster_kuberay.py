@@ -45,7 +45,7 @@ def train_job() -> dict[str, Any]:
     [
         lambda job: job["spec"].update(rayClusterConfig=job["spec"].pop("rayClusterSpec")),
         lambda job: job["spec"].update(shutdownAfterJobFinish=True),
-        lambda job: job["spec"].update(submissionMode="Sidecar"),
+        lambda job: job["spec"].update(submissionMode="JobMode"),
         lambda job: cluster_spec(job)["authOptions"].update(secret="p2e-ray-token"),
         lambda job: cluster_spec(job)["workerGroupSpecs"][0].update(minReplica=4),
         lambda job: cluster_spec(job)["workerGroupSpecs"][0].update(replicas="4"),
@@ -99,6 +99,11 @@ def test_workers_are_whole_p4d_nodes() -> None:
     assert cluster_spec(cluster)["autoscalerOptions"]["version"] == "v2"
     workers = cluster_spec(train_job())["workerGroupSpecs"][0]
     assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == 4
+
+
+def test_the_three_clusters_differ_in_their_replicas_only() -> None:
+    templates = [[group["template"] for group in groups(item)] for item in of_kind(*RAY_KINDS)]
+    assert len(templates) == 3 and templates[0] == templates[1] == templates[2]
 
 
 def test_tokens_everywhere_from_one_secret_and_none_in_a_file() -> None:
@@ -169,16 +174,25 @@ def test_jobs_keep_the_operators_rules() -> None:
     """What KubeRay 1.7 refuses though the fields would pass (ray-operator/controllers/ray/utils/validation.go)."""
     for job in of_kind("RayJob"):
         spec = job["spec"]
-        assert spec["submissionMode"] == "SidecarMode"
-        assert not spec.keys() & {"clusterSelector", "submitterPodTemplate", "submitterConfig", "deletionStrategy"}
-        assert "restartPolicy" not in cluster_spec(job)["headGroupSpec"]["template"]["spec"]
+        assert spec["submissionMode"] == "K8sJobMode"
+        assert not spec.keys() & {"clusterSelector", "deletionStrategy"}  # they exclude retries and shutdown
+        # The network policy lets the submitter in by its label; the operator gives it its command and the token.
+        submitter = spec["submitterPodTemplate"]
+        head = cluster_spec(job)["headGroupSpec"]["template"]
+        assert submitter["metadata"]["labels"] == head["metadata"]["labels"]
+        (container,) = submitter["spec"]["containers"]
+        assert container["image"] == head["spec"]["containers"][0]["image"] and "command" not in container
+        assert submitter["spec"]["restartPolicy"] == "Never"
         assert (
             re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", job["metadata"]["name"]) and len(job["metadata"]["name"]) < 40
         )
     for item in of_kind(*RAY_KINDS):
         # Tokens need Ray 2.52; the autoscaler sets its own service account and restart policy on the head.
         assert tuple(map(int, cluster_spec(item)["rayVersion"].split("."))) >= (2, 52, 0)
-        assert "serviceAccountName" not in cluster_spec(item)["headGroupSpec"]["template"]["spec"]
+        assert not cluster_spec(item)["headGroupSpec"]["template"]["spec"].keys() & {
+            "serviceAccountName",
+            "restartPolicy",
+        }
 
 
 def test_manifests_ask_for_what_the_stack_gives() -> None:
