@@ -49,7 +49,7 @@ format: $(READY)
 COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --annotation-style line --custom-compile-command "make lock" --quiet
 lock: $(UV)
-	$(COMPILE) --extra dev --extra train --extra serve --extra eval --extra judge-cpu -o requirements-all.txt
+	$(COMPILE) --extra dev --extra train --extra aws --extra serve --extra eval --extra judge-cpu -o requirements-all.txt
 	$(COMPILE) --no-config --extra dev -c requirements-all.txt -o requirements.txt
 
 clean:

@@ -28,7 +28,8 @@ MAX_LINES = 400
 FORBIDDEN = {"ray", "ray_jobs", "serve", "eval", "tests"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
 INDEX_HOST = re.compile(r"pyp[i]\.org|python[h]osted\.org|download\.pytorch\.org|anaconda\.(?:org|com)|npm[j]s\.org")
-MACHINE_PATH = re.compile(r"(?<![\w.~$}*-])/(?:work|root|home|Users|opt)/\w")
+# Where AWS's images put EFA and the local disks is no path of a developer's machine.
+MACHINE_PATH = re.compile(r"(?<![\w.~$}*-])/(?:work|root|home|Users|opt)/(?!amazon/|dlami/)\w")
 
 
 REGISTRATION = re.compile(r"app\.(?:add_typer|command\([^()]*\))$")  # of a command, at the top of a module
