@@ -25,13 +25,15 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
-    if not os.environ.get("RAY_ADDRESS"):
+    alone = not os.environ.get("RAY_ADDRESS")
+    if alone:
         mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
         places = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
         if mode == "token" and not any(map(os.environ.get, places)) and not (Path.home() / ".ray/auth_token").is_file():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         Config.initialize("")  # Ray read the mode when it was imported
-    ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    # Without "local", Ray would wait for a cluster that died here once and left its address in /tmp/ray.
+    ray.init(address="local" if alone else None, log_to_driver=False, logging_level=logging.WARNING)
 
 
 def check_resources(cpus: float, gpus: float) -> None:
