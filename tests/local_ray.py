@@ -29,7 +29,12 @@ def local_ray() -> Iterator[str]:
         patch.delenv("RAY_ADDRESS", raising=False)
         Config.initialize("")  # Ray read the mode when it was imported
         context = ray.init(
-            num_cpus=2, num_gpus=0, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False
+            "local",
+            num_cpus=2,
+            num_gpus=0,
+            object_store_memory=100 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
         )
         try:
             yield context.address_info["address"]
