@@ -18,8 +18,9 @@ def test_demo_gives_loras_that_diffusers_renders(tmp_path: Path):
     known, unseen = scores[KNOWN_EFFECT], scores[DEMO_EFFECT]
     # The autoencoder and the base allow about 0.9 here; a still picture has 0.
     assert known["trained"] > 0.6 and known["predicted"] > known["trained"] - 0.1
+    assert known["predicted"] > 0.5 and known["predicted"] > known["base"] + 0.3
     # Two training effects at once, of which the library has no LoRA.
-    assert set(unseen) == {"base", "predicted"} and unseen["predicted"] > 0.4
+    assert set(unseen) == {"base", "predicted"} and unseen["predicted"] > max(unseen["base"], 0.4)
     for name in ("effect", "known"):
         lora = read_lora(out / f"{name}.safetensors", get_base("world"))
         assert len(lora.factors) == 80 and lora.provenance.metadata["prompt"]

@@ -8,40 +8,29 @@ in prompts of one effect and of two; and the fidelity, with the last wording, of
 sum, their mean) and of predictions with one and two components, on composed effects and on every fifth training effect.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from eval.studies.rendered import Renders, joined, open_study, study_parser
 from p2e.bases import WeightReader
 from p2e.files import write_text
-from p2e.hypernet.checkpoint import load_checkpoint
 from p2e.hypernet.text import TextInput
 from p2e.lora.formats import read_lora
 from p2e.lora.lora import Lora
 from p2e.predict import predict_loras
 from p2e.text import TextStates
 from p2e.world.controls import weighed_lora
-from p2e.world.effects import EFFECTS, EffectSpec, effect_index
-from p2e.world.evaluate import draw_evaluation, measure
+from p2e.world.effects import EFFECTS, EffectSpec
 from p2e.world.hypernet import KeptEncoder
-from p2e.world.makers import WORLD, effect_states, open_transformer, open_vae
+from p2e.world.makers import WORLD
 from p2e.world.table.composed import PARTS
 from p2e.world.table.spec import UNSEEN
 
 RANK = 32
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-
-
-def joined(states: dict[str, TextStates], rows: Sequence[tuple[str, int]]) -> TextStates:
-    """The prompts (effect, number of the wording) as one batch."""
-    return TextStates(
-        torch.stack([states[n].states[i] for n, i in rows]), torch.stack([states[n].mask[i] for n, i in rows])
-    )
 
 
 def heard(text: TextInput, states: dict[str, TextStates], trained: Sequence[str]) -> dict[str, Any]:
@@ -60,41 +49,16 @@ def heard(text: TextInput, states: dict[str, TextStates], trained: Sequence[str]
     }  # fmt: skip
 
 
-class Renders:
-    """Fidelity of LoRAs on the first scenes."""
-
-    def __init__(self, world: Path, scenes: int, states: dict[str, TextStates]) -> None:
-        from diffusers import UniPCMultistepScheduler
-
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.transformer, self.vae = open_transformer(world, self.device), open_vae(world, self.device)
-        self.scheduler = UniPCMultistepScheduler.from_pretrained(world / "base" / "scheduler")
-        self.scenes, self.states = scenes, states
-
-    def __call__(self, specs: Sequence[EffectSpec], loras: Sequence[Lora], wording: int = -1) -> list[float]:
-        """One mean over the scenes for each effect, asked for by its prompt number `wording`."""
-        data = draw_evaluation([effect_index(s.name) for s in specs], self.scenes, self.vae, self.device)
-        text: Tensor = torch.stack([self.states[s.name].states[wording] for s in specs])
-        models = (self.transformer, self.vae, self.scheduler)
-        return measure(data, text, loras, WORLD, *models)[0].mean(1).tolist()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, help="WORLD/checkpoint")
-    parser.add_argument("--scenes", type=int, default=2)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    states = effect_states(given.world)
-    encoder = KeptEncoder(states)
-    checkpoint = load_checkpoint(given.checkpoint or given.world / "checkpoint")
+    given = study_parser(__doc__).parse_args()
+    world, checkpoint = open_study(given)
+    states, encoder = dict(world.states), KeptEncoder(world.states)
     weights = WeightReader(WORLD, given.world / "base")
     trained = [spec.name for spec in EFFECTS if spec.split == "train"]
     text: TextInput = checkpoint.model.text_input  # pyright: ignore[reportAssignmentType]
     result: dict[str, Any] = {"heard": heard(text, states, trained), "fidelity": {}}
     print(json.dumps(result["heard"], indent=1), flush=True)
-    render = Renders(given.world, given.scenes, states)
+    render = Renders(world, given.scenes)
 
     def predicted(specs: Sequence[EffectSpec], single: bool) -> list[Lora]:
         kept = text.config

@@ -10,7 +10,6 @@ relative squared errors of a checkpoint's predictions in the metrics of power 0 
 unseen wordings.
 """
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,18 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.studies.components import Renders
+from eval.studies.rendered import Renders, open_study, study_parser
 from p2e.bases import WeightReader
 from p2e.config import MetricConfig
 from p2e.files import SafetensorsFile, write_text
-from p2e.hypernet.checkpoint import load_checkpoint
 from p2e.lora.formats import read_lora
 from p2e.lora.lora import Factors, Lora
 from p2e.predict import predict_loras
 from p2e.training.metric import read_metric
 from p2e.world.effects import EFFECTS
 from p2e.world.hypernet import KeptEncoder
-from p2e.world.makers import WORLD, effect_states
+from p2e.world.makers import WORLD
 
 SHARES = (1.0, 0.5, 0.25)
 Moments = Mapping[str, tuple[Tensor, Tensor]]  # site key -> C [d_in, d_in], G [d_out, d_out]
@@ -97,13 +95,8 @@ def participation(matrix: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, help="WORLD/checkpoint")
-    parser.add_argument("--scenes", type=int, default=2)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    states = effect_states(given.world)
+    given = study_parser(__doc__).parse_args()
+    world, checkpoint = open_study(given)
     specs = [spec for spec in EFFECTS if spec.split == "train"][::5]
     library = [read_lora(given.world / "library" / "loras" / f"{s.name}.safetensors", WORLD) for s in specs]
     with SafetensorsFile(given.world / "moments" / "moments.safetensors") as file:
@@ -112,7 +105,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "participation": [sum(participation(m) for m in side) / len(side) for side in sides], "cuts": {}, "errors": {},
     }  # fmt: skip
-    render = Renders(given.world, given.scenes, states)
+    render = Renders(world, given.scenes)
     for share in SHARES:
         parts = library if share == 1 else [cut(lora, moments, share) for lora in library]
         gone = [lost(a, b, moments) for a, b in zip(library, parts, strict=True)]
@@ -120,8 +113,7 @@ def main() -> None:
         row = [sum(values) / len(values) for values in (*zip(*gone, strict=True), scores)]
         result["cuts"][str(share)] = dict(zip(("square lost", "energy lost", "fidelity"), row, strict=True))
         print(f"share {share}: {result['cuts'][str(share)]}", flush=True)
-    checkpoint = load_checkpoint(given.checkpoint or given.world / "checkpoint")
-    weights, encoder = WeightReader(WORLD, given.world / "base"), KeptEncoder(states)
+    weights, encoder = WeightReader(WORLD, given.world / "base"), KeptEncoder(world.states)
     for wording, number in (("seen", 0), ("unseen", -1)):
         predicted = predict_loras(checkpoint, weights, [s.prompts[number] for s in specs], encoder)
         for power in (0.0, 0.5, 1.0):

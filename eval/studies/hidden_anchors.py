@@ -10,27 +10,25 @@ the scenes), and on all effects by their last wording.
 Shapes: N prompts, F anchors, K directions, D width.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.studies.components import Renders, joined
+from eval.studies.rendered import Renders, joined, open_study, study_parser
 from p2e.bases import WeightReader
 from p2e.files import write_text
-from p2e.hypernet.checkpoint import Checkpoint, load_checkpoint
+from p2e.hypernet.checkpoint import Checkpoint
 from p2e.hypernet.text import CHANCE, FAMILIAR, MEANT, Components, TextInput
 from p2e.lora.lora import Lora
 from p2e.predict import predict_loras
 from p2e.text import TextStates
 from p2e.world.effects import EFFECTS, EffectSpec
 from p2e.world.hypernet import KeptEncoder
-from p2e.world.makers import WORLD, effect_states
+from p2e.world.makers import WORLD
 
 SHARP = 0.03  # temperature of the pursuit
 MIXED, NEGLIGIBLE = 6, 0.1  # anchors of a mixture at most, and the least weight in it, of the largest
@@ -104,19 +102,15 @@ def predicted(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, help="WORLD/checkpoint")
+    parser = study_parser(__doc__, scenes=8)
     parser.add_argument("--every", type=int, default=1, help="take every so manieth effect")
-    parser.add_argument("--scenes", type=int, default=8)
-    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    states, weights = effect_states(given.world), WeightReader(WORLD, given.world / "base")
-    checkpoint = load_checkpoint(given.checkpoint or given.world / "checkpoint", "cpu")
+    world, checkpoint = open_study(given)
+    states, weights = dict(world.states), WeightReader(WORLD, given.world / "base")
     trained = [spec for spec in EFFECTS if spec.split == "train"]
     rules = Rules(checkpoint.model.text_input, states, trained)  # pyright: ignore[reportArgumentType]
     some, everything = trained[:: given.every], EFFECTS[:: given.every]
-    half, whole = (Renders(given.world, scenes, states) for scenes in (max(1, given.scenes // 2), given.scenes))
+    half, whole = (Renders(world, scenes) for scenes in (max(1, given.scenes // 2), given.scenes))
     result: dict[str, dict[str, dict[str, float]]] = {}
     for rule in RULES:
         row: dict[str, dict[str, float]] = {}
