@@ -44,13 +44,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Two files from one resolution: everything for later work first, then what `make setup` installs, held to the same
-# versions. --no-config drops the limit to one platform that only the CPU judge needs.
+# Three files from one resolution: everything for later work first, then what `make setup` installs and what the nodes of
+# a cluster do (no checks, and no judge, whose CPU build has no place beside GPUs), held to the same versions. --no-config
+# drops the limit to one platform that only the CPU judge needs.
 COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --annotation-style line --custom-compile-command "make lock" --quiet
 lock: $(UV)
 	$(COMPILE) --extra dev --extra train --extra aws --extra serve --extra eval --extra judge-cpu -o requirements-all.txt
-	$(COMPILE) --no-config --extra dev -c requirements-all.txt -o requirements.txt
+	$(COMPILE) --no-config --extra dev --extra train --extra aws -c requirements-all.txt -o requirements.txt
+	$(COMPILE) --no-config --extra train --extra aws -c requirements-all.txt -o requirements-cluster.txt
 
 clean:
 	rm -rf .venv build demo runs *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from p2e.errors import ConfigError, InputError, P2EError
+from p2e.errors import ConfigError, P2EError
 from p2e.files import read_text
 from ray_jobs.training.config import TrainJob, with_changes
 
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(job.to_json(), end="", flush=True)
         print(train(job))
-    except (P2EError, InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except P2EError as error:
+        print(f"p2e: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -49,7 +49,7 @@ def manifests() -> list[dict[str, Any]]:
 
 
 def pinned(package: str) -> str:
-    """The version of a package that requirements-all.txt installs."""
-    found = re.search(rf"^{re.escape(package)}==(\S+)", (ROOT / "requirements-all.txt").read_text(), re.MULTILINE)
-    assert found, f"{package} is not in requirements-all.txt"
+    """The version of a package that requirements-cluster.txt installs."""
+    found = re.search(rf"^{re.escape(package)}==(\S+)", (ROOT / "requirements-cluster.txt").read_text(), re.MULTILINE)
+    assert found, f"{package} is not in requirements-cluster.txt"
     return found[1]

@@ -1,5 +1,6 @@
 """A Ray head of one's own on this machine, with token authentication, for as long as a `with` lasts."""
 
+import json
 import os
 import secrets
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+ROOT = Path(__file__).parents[1]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 PORTS = (
     "port",
@@ -32,12 +34,24 @@ PORTS = (
 
 @dataclass(frozen=True)
 class Head:
-    """A running head: where its job server and its node's agent listen, and the file with its token."""
+    """A running head: where the cluster, its job server and its node's agent listen, and the file with its token."""
 
+    cluster: str
     address: str
     agent: str
     token_file: Path
     folder: Path
+
+    def run(self, *command: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+        """A command as a driver on the cluster; output and errors apart."""
+        return subprocess.run(
+            command,
+            env=token_environment(self.token_file) | {"RAY_ADDRESS": self.cluster},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=cwd or self.folder,
+        )
 
     def submit(self, *arguments: str, token_file: Path | None = None) -> "subprocess.CompletedProcess[str]":
         """`ray job submit` with the head's token, or with another; output and errors in `stdout`."""
@@ -119,9 +133,40 @@ def end(process: "subprocess.Popen[bytes]", folder: Path) -> None:
         os.kill(number, signal.SIGKILL)
 
 
+def fake_nodes(folder: Path, port: int, kinds: dict[str, dict[str, int]]) -> tuple[list[str], dict[str, str]]:
+    """Options and environment with which a head's autoscaler starts nodes as processes of this machine.
+
+    Args:
+        kinds: name -> resources of a node; of each kind there may be one.
+    """
+    head, known = "f" * 56, {"object_store_memory": 80_000_000}
+    types = {name: {"resources": size | known, "node_config": {}, "max_workers": 1} for name, size in kinds.items()}
+    types["ray.head.default"] = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    provider = {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}", "head_node_id": head}
+    config = {
+        "cluster_name": "fake", "max_workers": len(kinds), "idle_timeout_minutes": 10, "upscaling_speed": 20,
+        "provider": provider | {"launch_multiple": True}, "available_node_types": types,
+        "head_node_type": "ray.head.default", "auth": {}, "file_mounts": {}, "setup_commands": [],
+        "initialization_commands": [], "head_setup_commands": [], "worker_setup_commands": [],
+        "head_start_ray_commands": [], "worker_start_ray_commands": [], "cluster_synced_files": [], "docker": {},
+        "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": [],
+    }  # fmt: skip
+    file = folder / "autoscaler.json"
+    file.write_text(json.dumps(config))
+    environment = {
+        "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_CLOUD_INSTANCE_ID": head, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head,
+    }  # fmt: skip
+    return [f"--autoscaling-config={file}"], environment
+
+
 @contextmanager
-def local_head() -> Iterator[Head]:
-    """Starts `ray start --head --block` with a token file, waits for its job server, ends it and all it started."""
+def local_head(cpus: int = 1, nodes: dict[str, dict[str, int]] | None = None) -> Iterator[Head]:
+    """Starts `ray start --head --block` with a token file, waits for its job server, ends it and all it started.
+
+    Args:
+        nodes: further nodes that an autoscaler may start, as for `fake_nodes`.
+    """
     # Not pytest's folder: the sockets in there have paths of at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="p2e-", dir="/tmp"))
     token_file = folder / "token"
@@ -131,16 +176,19 @@ def local_head() -> Iterator[Head]:
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     options = [f"--{name}={number}" for name, number in ports.items()]
     log = (folder / "head.log").open("wb")
-    options += [f"--temp-dir={folder}/ray", "--num-cpus=1", "--object-store-memory=100000000"]
+    options += [f"--temp-dir={folder}/ray", f"--num-cpus={cpus}", "--object-store-memory=100000000"]
+    more, environment = fake_nodes(folder, ports["port"], nodes) if nodes else ([], {})
+    options += more
     process = subprocess.Popen(
         [*RAY, "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats", *options],
-        env=token_environment(token_file),
+        env=token_environment(token_file) | environment,
         stdout=log,
         stderr=subprocess.STDOUT,
         cwd=folder,
         start_new_session=True,
     )
     head = Head(
+        f"127.0.0.1:{ports['port']}",
         f"http://127.0.0.1:{ports['dashboard-port']}",
         f"http://127.0.0.1:{ports['dashboard-agent-listen-port']}",
         token_file,

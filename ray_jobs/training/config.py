@@ -69,9 +69,12 @@ class TrainJob(Settings):
     Attributes:
         train: the run itself; its `output` is a folder or fsspec URL that all nodes reach, with `resident_gb: 0` sites
             always come through Ray Data.
+        manifest: of LoRAs (a file, an fsspec URL, or "world"), from which `train.library` is prepared first at the
+            network's rank, where that is not done yet; None takes the library as it is.
         workers: their number, or the least and the most of an elastic run. A step's micro-batches are shared out over
             them, so that the number changes nothing but speed; numbers that divide `train.micro_batches` waste nothing.
-        gpus: one GPU a worker; "auto" is yes where the cluster has any.
+        gpus: one GPU a worker; "auto" is yes where the cluster has any now, so a cluster that starts its GPU nodes on
+            demand needs `true`.
         cpus: CPUs a worker reserves.
         zero, stream, log: see there.
         keep: checkpoints that stay in the run's folder.
@@ -81,6 +84,7 @@ class TrainJob(Settings):
     """
 
     train: TrainConfig
+    manifest: str | None = None
     workers: int | tuple[int, int] = 1
     gpus: bool | Literal["auto"] = "auto"
     cpus: float = Field(default=1.0, ge=0)
@@ -91,6 +95,10 @@ class TrainJob(Settings):
     max_failures: int = Field(default=8, ge=-1)
     scratch: str | None = None
     timeout_seconds: int = Field(default=1800, ge=1)
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def most_workers(self) -> int:
@@ -105,7 +113,7 @@ class TrainJob(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        least, most = (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+        least, most = self.least_workers, self.most_workers
         if not 1 <= least <= most:
             raise ValueError(f"workers {self.workers}: give a number from 1, or [least, most]")
         if most > self.train.micro_batches:

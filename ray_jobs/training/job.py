@@ -1,7 +1,6 @@
 """A training job from the driver's side: cluster, workers, storage, and the checkpoint that comes out."""
 
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,29 +9,21 @@ import fsspec
 import ray
 import ray.train
 import ray.train.torch
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from p2e.config import TrainConfig
-from p2e.errors import InputError, P2EError
+from p2e.errors import ConfigError, InputError, P2EError
+from ray_jobs.prepare import prepare
+from ray_jobs.prepare_passes import PrepareJob
+from ray_jobs.session import NODE_WAIT_SECONDS, check_resources, connect
 from ray_jobs.training.config import TrainJob
 from ray_jobs.training.inputs import Inputs, open_inputs
 from ray_jobs.training.loggers import check_loggers
 from ray_jobs.training.loop import train_worker
 
-__all__ = ["connect", "train"]
+__all__ = ["train"]
 
 FILES = ("config.json", "sites.json", "model.safetensors")  # the weights last: they name the others
-
-
-def connect() -> None:
-    """Joins the cluster of RAY_ADDRESS (a submitted job has it), or starts one on this machine for this process."""
-    if ray.is_initialized():
-        return
-    if "RAY_ADDRESS" in os.environ:
-        ray.init()
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(address="local", include_dashboard=False)
 
 
 def train(job: TrainJob, *, opened: Callable[[TrainConfig], Inputs] = open_inputs, **run_options: Any) -> str:
@@ -46,16 +37,21 @@ def train(job: TrainJob, *, opened: Callable[[TrainConfig], Inputs] = open_input
         The run's folder, which is a checkpoint that inference reads.
 
     Raises:
-        InputError: base, library and configuration do not fit together, or cannot be read.
-        ray.train.v2.api.exceptions.TrainingFailedError: workers failed more often than `job.max_failures`.
+        P2EError: base, library and configuration do not fit together, or cannot be read, or the machines cannot hold
+            the workers.
+        TrainingFailedError: workers failed more often than `job.max_failures`.
     """
     check_loggers(job)
+    if job.manifest is not None:
+        connect(worker_logs=True)
+        prepare(PrepareJob(manifest=job.manifest, output=job.train.library, rank=job.train.hypernet.rank))
     inputs = opened(job.train)
     if inputs.library.base_name != inputs.base.name:
         raise InputError(f"the library was prepared for {inputs.library.base_name}, not {inputs.base.name}")
-    connect()
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")  # nodes may have to start first
+    connect(worker_logs=True)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{NODE_WAIT_SECONDS:.0f}")
     gpus = "GPU" in ray.cluster_resources() if job.gpus == "auto" else job.gpus
+    check_resources(job.cpus, float(gpus), job.least_workers)
     resources = {"CPU": job.cpus, "GPU": 1} if gpus else {"CPU": job.cpus}
     path, name = job.location
     trainer = ray.train.torch.TorchTrainer(
@@ -72,7 +68,14 @@ def train(job: TrainJob, *, opened: Callable[[TrainConfig], Inputs] = open_input
             **run_options,
         ),
     )  # fmt: skip
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        if mistake := cause(error):
+            raise mistake from error
+        raise
+    if result.return_value is not None:
+        raise ConfigError(result.return_value)
     if result.checkpoint is None:
         raise InputError(f"{job.train.output}: the run left no checkpoint; give another output")
     with result.checkpoint.as_directory() as folder:
@@ -88,12 +91,10 @@ def publish(folder: Path, output: str) -> None:
         file_system.mv(f"{inner}/.{name}", f"{inner}/{name}")
 
 
-def cause(error: BaseException) -> P2EError | None:
-    """The user's mistake behind a failure of workers, if one is."""
-    failures = getattr(error, "worker_failures", {})
-    for inner in [*failures.values(), error.__cause__]:
-        while inner is not None:
-            if isinstance(inner, P2EError):
-                return inner
-            inner = getattr(inner, "cause", None) or getattr(inner, "_base_exc", None) or inner.__cause__
+def cause(error: TrainingFailedError) -> P2EError | None:
+    """The user's mistake behind a failure of workers, if one is; Ray puts a worker's error into one of its own."""
+    for inner in getattr(error, "worker_failures", {}).values():
+        found = getattr(inner, "_base_exc", inner)
+        if isinstance(found, P2EError):
+            return found
     return None

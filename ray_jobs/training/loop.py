@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 
 from p2e.config import TrainConfig
-from p2e.errors import InputError
+from p2e.errors import ConfigError
 from p2e.training.data import Batch, ResidentSource, Source, open_source
 from p2e.training.setup import assemble
 from ray_jobs.training import checkpoints
@@ -32,15 +32,23 @@ from ray_jobs.training.stream import Slots, StreamedBatches, resident_batches
 __all__ = ["train_worker"]
 
 
-def train_worker(settings: dict[str, Any]) -> None:
+def train_worker(settings: dict[str, Any]) -> str | None:
     """Trains to the end, or goes on from the newest whole checkpoint of the run.
 
     Args:
         settings: "job", a resolved `TrainJob`; "inputs", what opens base and library on this worker.
+
+    Returns:
+        None, or what is wrong with the configuration. All workers find that alike, and Ray Train would try again what
+        they raise.
     """
     job: TrainJob = TrainJob.parse(settings["job"])
     opened: Callable[[TrainConfig], Inputs] = settings["inputs"]
-    Worker(job, opened).run()
+    try:
+        Worker(job, opened).run()
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 class Worker:
@@ -121,7 +129,7 @@ class Worker:
             if logs:
                 values = meter.report()
                 if not math.isfinite(values["loss"]):
-                    raise InputError(f"training diverged before step {self.step}; lower learning_rate, start anew")
+                    raise ConfigError(f"training diverged before step {self.step}; lower learning_rate, start anew")
                 saves = saves or ray.train.get_preemption_info() is not None
                 if loggers is not None:
                     loggers.scalars(self.step, values, last=last)

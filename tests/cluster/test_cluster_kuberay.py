@@ -75,7 +75,7 @@ def test_images_and_clusters_have_the_pinned_ray() -> None:
     image = (ROOT / "ray_jobs/k8s/Dockerfile").read_text()
     assert re.findall(r"^FROM (\S+)", image, re.MULTILINE) == [f"rayproject/ray:{version}-py311-cpu"]
     assert f"$P2ERepository:{version} ." in image
-    assert "--require-hashes -r requirements-all.txt" in image and "--require-hashes -r uv.txt" in image
+    assert "--require-hashes -r requirements-cluster.txt" in image and "--require-hashes -r uv.txt" in image
 
 
 def test_workers_are_whole_p4d_nodes() -> None:
