@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).parents[1]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+FAKE = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 PORTS = (
     "port",
     "dashboard-port",
@@ -53,7 +54,9 @@ class Head:
             cwd=cwd or self.folder,
         )
 
-    def submit(self, *arguments: str, token_file: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    def submit(
+        self, *arguments: str, token_file: Path | None = None, timeout: float = 120
+    ) -> "subprocess.CompletedProcess[str]":
         """`ray job submit` with the head's token, or with another; output and errors in `stdout`."""
         return subprocess.run(
             [*RAY, "job", "submit", "--address", self.address, *arguments],
@@ -61,7 +64,7 @@ class Head:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=timeout,
             cwd=self.folder,
         )
 
@@ -122,7 +125,7 @@ def end(process: "subprocess.Popen[bytes]", folder: Path) -> None:
     """Ends a head as Ctrl-C does, then what is left of its session, found by its own folder."""
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(30)
+        process.wait(10)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -142,7 +145,7 @@ def fake_nodes(folder: Path, port: int, kinds: dict[str, dict[str, int]]) -> tup
     head, known = "f" * 56, {"object_store_memory": 80_000_000}
     types = {name: {"resources": size | known, "node_config": {}, "max_workers": 1} for name, size in kinds.items()}
     types["ray.head.default"] = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
-    provider = {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}", "head_node_id": head}
+    provider = {"type": "external", "module": FAKE, "gcs_address": f"127.0.0.1:{port}", "head_node_id": head}
     config = {
         "cluster_name": "fake", "max_workers": len(kinds), "idle_timeout_minutes": 10, "upscaling_speed": 20,
         "provider": provider | {"launch_multiple": True}, "available_node_types": types,

@@ -196,7 +196,9 @@ def plugin_commands() -> dict[str, set[str]]:
 def documented_commands(text: str) -> list[list[str]]:
     """The words of every `p2e` and `make` line in a document's shell blocks and tables."""
     blocks = re.findall(r"(?ms)^```sh\n(.*?)^```", text)
-    lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"(?m)^\| `(p2e [^`]+)` \|", text)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()] + re.findall(
+        r"(?m)^\| `(p2e [^`]+)` \|", text
+    )
     words = [shlex.split(line, comments=True) for line in lines]
     return [line for line in words if line and line[0] in ("p2e", "make")]
 
