@@ -28,7 +28,7 @@ def local_ray() -> Iterator[str]:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         patch.delenv("RAY_ADDRESS", raising=False)
         Config.initialize("")  # Ray read the mode when it was imported
-        context = ray.init(
+        ray.init(
             "local",
             num_cpus=2,
             num_gpus=0,
@@ -37,7 +37,7 @@ def local_ray() -> Iterator[str]:
             log_to_driver=False,
         )
         try:
-            yield context.address_info["address"]
+            yield ray.get_runtime_context().gcs_address
         finally:
             ray.shutdown()
     Config.initialize("")

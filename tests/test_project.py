@@ -142,7 +142,10 @@ def test_no_index_host_and_no_machine_path() -> None:
     assert found == {}
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-all.txt"])
+INSTALLED = ("requirements.txt", "requirements-cluster.txt")
+
+
+@pytest.mark.parametrize("name", [*INSTALLED, "requirements-all.txt"])
 def test_requirements_are_pinned_and_hashed(name: str) -> None:
     text = (ROOT / name).read_text()
     entries = [entry for entry in re.sub(r"(?m)^\s*#.*\n", "", text).replace("\\\n", " ").splitlines() if entry.strip()]
@@ -152,17 +155,18 @@ def test_requirements_are_pinned_and_hashed(name: str) -> None:
         assert "--hash=sha256:" in entry, entry[:100]
 
 
-def test_requirements_agree() -> None:
+@pytest.mark.parametrize("name", INSTALLED)
+def test_requirements_agree(name: str) -> None:
     """What is installed now is part of the one resolution that holds everything, on the platform that has it all."""
 
     def pins(name: str) -> set[str]:
         return set(re.findall(r"(?m)^[\w.-]+==[^ ]+", (ROOT / name).read_text()))
 
-    small, whole = pins("requirements.txt"), pins("requirements-all.txt")
-    names = {pin.split("==")[0] for pin in whole}
-    here_and_there = {pin.split("==")[0] for pin in small} & names
+    small, whole = pins(name), pins("requirements-all.txt")
+    packages = {pin.split("==")[0] for pin in whole}
+    here_and_there = {pin.split("==")[0] for pin in small} & packages
     assert len(here_and_there) > 50
-    assert {name for name in here_and_there if not {p for p in small & whole if p.startswith(f"{name}==")}} == set()
+    assert {one for one in here_and_there if not {p for p in small & whole if p.startswith(f"{one}==")}} == set()
 
 
 def test_version_is_one() -> None:

@@ -3,12 +3,14 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_job import SampleFile, TinyJob, when
@@ -23,6 +25,7 @@ from ray.cluster_utils import Cluster
 from ray.train.torch import TorchConfig, TorchTrainer
 from tiny_inputs import FullDisk, train_stages
 
+from p2e.errors import ConfigError, InputError
 from p2e.files import SafetensorsFile
 from p2e.hypernet.checkpoint import load_checkpoint
 from ray_jobs.training.checkpoints import damage
@@ -114,25 +117,37 @@ def test_one_worker_ends_as_one_process(
     assert len(kept) == 3 and all(damage(folder) is None for folder in kept)
 
 
-def test_two_workers_agree_under_every_stage(
-    tiny: TinyJob, cluster: Cluster, golden: list[float], planned: dict[int, list[list[int]]]
+def resident(yes: bool) -> dict[str, Any]:
+    """Settings of the run: base and library stay in memory, or are streamed."""
+    return {"resident_gb": 1 if yes else 0}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_stage_has_the_golden_losses(
+    tiny: TinyJob, cluster: Cluster, golden: list[float], planned: dict[int, list[list[int]]], workers: int
 ) -> None:
-    jobs = [tiny.job(f"stage{stage}", workers=2, zero={"stage": stage}, stream={"window": 3}) for stage in (1, 2, 3)]
-    bf16 = {"stage": 2, "parameters": "bfloat16"}
-    jobs.append(tiny.job("bf16", workers=2, zero=bf16, train={"precision": "bfloat16"}))
+    names = {stage: f"stage{stage}-{workers}" for stage in (1, 2, 3)}
+    bf16, bf16_zero = f"bf16-{workers}", {"stage": 2, "parameters": "bfloat16"}
+    jobs = [
+        # One stream is cut in windows; the others would take as long and show no more.
+        tiny.job(name, workers=workers, zero={"stage": stage}, stream={"window": 3}, train=resident(stage > 1))
+        for stage, name in names.items()
+    ]
+    jobs.append(tiny.job(bf16, workers=workers, zero=bf16_zero, train={"precision": "bfloat16"} | resident(True)))
     trainer = TorchTrainer(
         train_stages,
         train_loop_config={"jobs": [job.model_dump(mode="json") for job in jobs], "opened": tiny.opened},
-        scaling_config=ray.train.ScalingConfig(num_workers=2),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers),
         torch_config=TorchConfig(backend="gloo"),
-        run_config=ray.train.RunConfig(name="stages", storage_path=str(tiny.folder)),
+        run_config=ray.train.RunConfig(name=f"stages-{workers}", storage_path=str(tiny.folder)),
     )
     trainer.fit()
-    for stage in (1, 2, 3):
-        assert tiny.losses(f"stage{stage}") == pytest.approx(golden, rel=TOLERANCE)
-        assert tiny.samples(f"stage{stage}") == planned
-    assert tiny.losses("bf16") == pytest.approx(golden, rel=1e-2)
-    assert tiny.samples("bf16") == planned
+    for name in names.values():
+        assert tiny.losses(name) == pytest.approx(golden, rel=TOLERANCE)
+        assert tiny.samples(name) == planned
+    assert tiny.losses(bf16) == pytest.approx(golden, rel=1e-2)
+    assert tiny.losses(bf16) != pytest.approx(golden, rel=TOLERANCE)  # it is another arithmetic
+    assert tiny.samples(bf16) == planned
 
 
 def test_a_worker_killed_in_mid_epoch(
@@ -204,3 +219,27 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_batch(
         train(tiny.job("node", workers=(1, 2), cpus=2, zero={"stage": 2}), opened=tiny.opened)
     assert [len(attempt) for attempt in tiny.logs("node")] == [2, 1]
     check_end(tiny, "node", golden, planned)
+
+
+@pytest.mark.parametrize(("stage", "first", "then"), [(1, 1, 2), (3, 2, 1)])
+def test_another_number_of_workers_goes_on(
+    tiny: TinyJob, cluster: Cluster, golden: list[float], planned: dict[int, list[list[int]]],
+    stage: int, first: int, then: int,
+) -> None:  # fmt: skip
+    name, zero = f"resized{stage}", {"stage": stage}
+    train(tiny.job(name, workers=first, zero=zero, train=resident(True)), opened=tiny.opened)
+    for _ in range(2):  # back to step 4
+        shutil.rmtree(newest(tiny.folder / name))
+    train(tiny.job(name, workers=then, zero=zero, train=resident(True)), opened=tiny.opened)
+    assert [(len(attempt), attempt[0].start) for attempt in tiny.logs(name)] == [(first, 0), (then, 4)]
+    check_end(tiny, name, golden, planned)
+
+
+def test_mistakes_are_not_tried_again(tiny: TinyJob, cluster: Cluster) -> None:
+    """Of a run that may fail without limit, too: what every worker finds wrong stays wrong."""
+    train(tiny.job("mistake", train={"steps": 2} | resident(True)), opened=tiny.opened)
+    with pytest.raises(ConfigError, match=r"checkpoint\.json.* steps") as error:
+        train(tiny.job("mistake", train={"steps": 3} | resident(True), max_failures=-1), opened=tiny.opened)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="100 x 1 CPUs and 0 GPUs, the machines have 3 CPUs"):
+        train(tiny.job("many", workers=100, train={"micro_batches": 100}), opened=tiny.opened)
