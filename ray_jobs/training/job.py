@@ -20,6 +20,7 @@ from ray_jobs.training.config import TrainJob
 from ray_jobs.training.inputs import Inputs, open_inputs
 from ray_jobs.training.loggers import check_loggers
 from ray_jobs.training.loop import train_worker
+from ray_jobs.training.storage import mend
 
 __all__ = ["train"]
 
@@ -53,6 +54,7 @@ def train(job: TrainJob, *, opened: Callable[[TrainConfig], Inputs] = open_input
     gpus = "GPU" in ray.cluster_resources() if job.gpus == "auto" else job.gpus
     check_resources(job.cpus, float(gpus), job.least_workers)
     resources = {"CPU": job.cpus, "GPU": 1} if gpus else {"CPU": job.cpus}
+    mend(job.train.output.rstrip("/"))
     path, name = job.location
     trainer = ray.train.torch.TorchTrainer(
         train_worker,

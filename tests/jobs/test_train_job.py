@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,12 +51,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    """A head and one more node, which is there from the start: Ray Train learns of new ones every 20 s only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
         head = {"num_cpus": 3, "object_store_memory": 150 << 20, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
         ray.init(address=cluster.address, log_to_driver=False)
         yield cluster
         ray.shutdown()
@@ -187,6 +190,9 @@ def test_a_killed_driver_is_submitted_again_with_more_workers_and_the_newest_che
     os.truncate(shard, shard.stat().st_size // 2)
     fault, step = damage(broken), json.loads((broken / "checkpoint.json").read_text())["step"]
     assert fault is not None and "bytes instead of" in fault
+    folders = [path for path in (tiny.folder / "driver").glob("checkpoint_2*") if path != broken]
+    for lost in sorted(folders)[:1]:  # the list of checkpoints still names it
+        shutil.rmtree(lost)
     train(tiny.job("driver", workers=2), opened=tiny.opened)
     assert [len(attempt) for attempt in tiny.logs("driver")] == [1, 2]
     assert tiny.logs("driver")[1][0].start < step
@@ -214,7 +220,7 @@ def test_a_full_disk(tiny: TinyJob, cluster: Cluster, golden: list[float], plann
 def test_a_lost_node_leaves_fewer_workers_and_the_same_batch(
     tiny: TinyJob, cluster: Cluster, golden: list[float], planned: dict[int, list[list[int]]]
 ) -> None:
-    node = cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+    (node,) = cluster.worker_nodes
     with when(lambda: reached(tiny, "node", 3, rank=1) is not None, lambda: cluster.remove_node(node)):
         train(tiny.job("node", workers=(1, 2), cpus=2, zero={"stage": 3}), opened=tiny.opened)
     assert [len(attempt) for attempt in tiny.logs("node")] == [2, 1]
@@ -227,5 +233,5 @@ def test_mistakes_are_not_tried_again(tiny: TinyJob, cluster: Cluster) -> None:
     with pytest.raises(ConfigError, match=r"checkpoint\.json.* clip") as error:
         train(changed, opened=tiny.opened)
     assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="100 x 1 CPUs and 0 GPUs, the machines have 3 CPUs"):
+    with pytest.raises(InputError, match=r"100 x 1 CPUs and 0 GPUs, the machines have .*3 CPUs"):
         train(tiny.job("many", workers=100, train={"micro_batches": 100}), opened=tiny.opened)

@@ -1,6 +1,7 @@
 """Parts of the training job that need no cluster: settings, loggers, damaged checkpoints, errors of workers."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from ray_jobs.training.checkpoints import damage
 from ray_jobs.training.config import TrainJob
 from ray_jobs.training.job import cause
 from ray_jobs.training.loggers import Loggers, check_loggers
+from ray_jobs.training.storage import LIST, mend
 from ray_jobs.training.stream import Slots
 
 
@@ -90,6 +92,35 @@ def test_damage_is_found(tmp_path: Path) -> None:
     assert damage(tmp_path) == "shard.pt is missing"
     (tmp_path / "checkpoint.json").write_text(json.dumps({"format": "p2e-ray-1", "files": files})[:-9])
     assert damage(tmp_path) == "checkpoint.json is missing or not valid"
+
+
+def test_a_broken_list_of_checkpoints_is_made_anew(tmp_path: Path) -> None:
+    def listed() -> list[str]:
+        state = json.loads((tmp_path / LIST).read_text())
+        names = [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
+        assert len(state["checkpoint_report_indices"]) == len(names)
+        assert (state["latest_checkpoint_result"] or {}).get("checkpoint_dir_name") == (names[-1] if names else None)
+        return names
+
+    mend(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []  # a new run has no list
+    for name, step in (("checkpoint_b", 2), ("checkpoint_a", 10)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint.json").write_text(json.dumps({"step": step}))
+    (tmp_path / "checkpoint_half").mkdir()
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / LIST).write_text('{"checkpoint_results": [{"checkpoint_d')
+    mend(f"file://{tmp_path}")
+    assert listed() == ["checkpoint_b", "checkpoint_a"]
+    whole = (tmp_path / LIST).stat().st_mtime_ns
+    mend(str(tmp_path))
+    assert (tmp_path / LIST).stat().st_mtime_ns == whole  # what is in order stays
+    shutil.rmtree(tmp_path / "checkpoint_a")
+    mend(str(tmp_path))
+    assert listed() == ["checkpoint_b"]
+    shutil.rmtree(tmp_path / "checkpoint_b")
+    mend(str(tmp_path))
+    assert listed() == []
 
 
 def test_a_workers_mistake_is_the_jobs() -> None:
