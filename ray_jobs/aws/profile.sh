@@ -8,6 +8,4 @@ export FI_PROVIDER=efa
 export FI_EFA_USE_DEVICE_RDMA=1
 export NCCL_DEBUG=WARN
 export LD_LIBRARY_PATH="/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu:/opt/amazon/ofi-nccl/lib:/opt/amazon/efa/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-# Four p4d take longer to come up than Ray Train's minute.
-export RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=1800
 export HF_HOME=/scratch/hf

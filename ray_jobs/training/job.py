@@ -1,6 +1,5 @@
 """A training job from the driver's side: cluster, workers, storage, and the checkpoint that comes out."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from p2e.config import TrainConfig
 from p2e.errors import ConfigError, InputError, P2EError
 from ray_jobs.prepare import prepare
 from ray_jobs.prepare_passes import PrepareJob
-from ray_jobs.session import NODE_WAIT_SECONDS, check_resources, connect
+from ray_jobs.session import check_resources, connect
 from ray_jobs.training.config import TrainJob
 from ray_jobs.training.inputs import Inputs, open_inputs
 from ray_jobs.training.loggers import check_loggers
@@ -50,7 +49,6 @@ def train(job: TrainJob, *, opened: Callable[[TrainConfig], Inputs] = open_input
     if inputs.library.base_name != inputs.base.name:
         raise InputError(f"the library was prepared for {inputs.library.base_name}, not {inputs.base.name}")
     connect(worker_logs=True)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{NODE_WAIT_SECONDS:.0f}")
     gpus = "GPU" in ray.cluster_resources() if job.gpus == "auto" else job.gpus
     check_resources(job.cpus, float(gpus), job.least_workers)
     resources = {"CPU": job.cpus, "GPU": 1} if gpus else {"CPU": job.cpus}

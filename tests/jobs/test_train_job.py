@@ -55,6 +55,8 @@ def cluster() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        # Ray Train may count on a node that has just gone; it thinks again after this long, else after a minute.
+        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
         head = {"num_cpus": 3, "object_store_memory": 150 << 20, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
