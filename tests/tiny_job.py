@@ -58,14 +58,11 @@ class TinyJob:
 
     def logs(self, output: str) -> list[list[SampleFile]]:
         """Every attempt's logs of samples, one a worker, in the order in which they started."""
-        found: list[list[SampleFile]] = []
+        found: dict[str, list[SampleFile]] = {}
         for path in sorted((self.folder / f"{output}-samples").glob("*.jsonl")):
-            _, start, rank, process = path.stem.split("-")
-            file = SampleFile(path, int(start), int(rank), int(process))
-            if not found or file.rank in {other.rank for other in found[-1]}:
-                found.append([])
-            found[-1].append(file)
-        return found
+            attempt, start, rank, process = path.stem.split("-")
+            found.setdefault(attempt, []).append(SampleFile(path, int(start), int(rank), int(process)))
+        return list(found.values())
 
     def samples(self, output: str) -> dict[int, list[list[int]]]:
         """Step -> rows that the run was trained on, in order of their place in the step. What an attempt did after

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed
@@ -61,7 +62,8 @@ class Worker:
 
     def __init__(self, job: TrainJob, opened: Callable[[TrainConfig], Inputs]) -> None:
         context = ray.train.get_context()
-        self.job, self.rank, self.attempt = job, context.get_world_rank(), time.time()
+        self.job, self.rank = job, context.get_world_rank()
+        self.attempt: float = ray.train.collective.broadcast_from_rank_zero(time.time())
         self.first_on_node = context.get_local_rank() == 0
         self.slots = Slots(job.train.micro_batches, context.get_world_size())
         config = job.train.model_copy(update={"device": str(ray.train.torch.get_device())})

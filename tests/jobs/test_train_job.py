@@ -232,7 +232,7 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_batch(
 def test_mistakes_are_not_tried_again(tiny: TinyJob, cluster: Cluster) -> None:
     """Of a run that may fail without limit, too: what every worker finds wrong stays wrong."""
     changed = tiny.job("one", train={"clip": 0.5}, max_failures=-1)
-    with pytest.raises(ConfigError, match=r"checkpoint\.json.* clip") as error:
+    with pytest.raises(ConfigError, match="a run with another clip") as error:
         train(changed, opened=tiny.opened)
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"100 x 1 CPUs and 0 GPUs, the machines have .*3 CPUs"):
