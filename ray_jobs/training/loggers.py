@@ -79,8 +79,8 @@ class Loggers:
 class SampleLog:
     """A JSON line a micro-batch: step, its place in the step, and the sampler's row that was trained on.
 
-    A file an attempt and worker, so that a killed attempt leaves at most one broken line; `attempt`, the same for all its
-    workers, orders them.
+    A file an attempt and worker, so that a killed attempt leaves at most one broken line; `attempt`, the same for all
+    its workers, orders them.
     """
 
     def __init__(self, folder: str, rank: int, start: int, attempt: float) -> None:
