@@ -174,7 +174,7 @@ class Trainer:
             rows = rows.to(self.device) if resident else rows
             batches = None if graphed else self.source.batches(rows, self.sampler.widths)
             for offset in range(len(rows)):
-                step.set_rate(start + offset)
+                step.set_step(start + offset)
                 yield graphed(rows[offset]) if graphed else step(next(cast(Iterator, batches)))
 
     def evaluate(self) -> dict[str, float]:
