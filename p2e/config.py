@@ -213,7 +213,8 @@ class TrainConfig(Settings):
         warmup_fraction: share of `steps` in which the rate rises linearly (the paper: 0.01 %).
         decay: "constant", or "cosine" down to `final_fraction` of the peak.
         clip: largest L2 norm of the gradient.
-        ema: decay of an average of the weights that is what the checkpoint holds; None is off.
+        ema: decay of an average of the weights that is what the checkpoint holds, reached over the first steps; None is
+            off.
         precision: type of the matrix products; parameters and optimizer state are always float32.
         checkpoint_precision: type of the weights in the checkpoint.
         device: "auto" takes a GPU where there is one.

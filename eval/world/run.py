@@ -4,9 +4,10 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from eval.world.record import RECORD, fill_from_record, is_recorded, without_lora
+from eval.world.record import RECORD, Missing, fill_from_record
 from p2e.bases import world_base_folder
 from p2e.bases.wan import WAN_BASES
 from p2e.errors import InputError
@@ -45,11 +46,15 @@ class Plan:
     config: WorldMeasureConfig
     record: Path | None = None
 
+    @cached_property
+    def missing(self) -> Missing:
+        """What the record stands in for."""
+        return Missing.of(self.weights) if self.record else Missing()
+
     @property
     def recorded(self) -> int:
         """Cells that come from the record."""
-        missing = without_lora(self.weights) if self.record else set[str]()
-        return sum(is_recorded(c, name, missing) for name in self.config.only for c in self.config.columns)
+        return sum(self.missing.needed(c, name) for name in self.config.only for c in self.config.columns)
 
     @property
     def effects(self) -> list[EffectSpec]:
@@ -69,13 +74,12 @@ class Plan:
     def seconds(self) -> float:
         """About how long what is left takes on 2 cores."""
         found = Measurement.load(self.path) if self.path.exists() else Measurement({})
-        missing = without_lora(self.weights) if self.record else set[str]()
         clips, total = self.config.scenes * len(self.config.seeds), 0.0
         for name in self.config.only:
             left = [
                 Column.parse(c)
                 for c in self.config.columns
-                if not found.has(name, c) and not is_recorded(c, name, missing)
+                if not found.has(name, c) and not self.missing.needed(c, name)
             ]
             total += CLIP * self.config.scenes if left else 0
             for column in left:
@@ -135,7 +139,12 @@ def plan(
     wanted = tuple(columns) or (FULL if full else SUBSET)
     parsed = [Column.parse(name) for name in wanted]
     if not columns:  # a world need not have every checkpoint
-        wanted = tuple(c.name for c in parsed if not c.checkpoint or (folder / c.checkpoint / "config.json").exists())
+        have = recorded_columns(record)
+        wanted = tuple(
+            c.name
+            for c in parsed
+            if not c.checkpoint or c.name in have or (folder / c.checkpoint / "config.json").exists()
+        )
     config = WorldMeasureConfig(
         columns=wanted, scenes=scenes or (8 if full else 1), seeds=tuple(seeds), only=tuple(s.name for s in specs),
         resume=True,
@@ -143,6 +152,13 @@ def plan(
     text = f"{digest(folder)} {config.scenes} {config.seeds} {config.prompts} {config.steps}"
     name = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Plan(folder, out / f"measure-{name}.json", config, record)
+
+
+def recorded_columns(record: Path | None) -> set[str]:
+    """The columns of the record."""
+    if record is None:
+        return set()
+    return {column for row in Measurement.load(record).effects.values() for column in row.scores}
 
 
 def digest(weights: Path) -> str:
@@ -178,7 +194,7 @@ def recompute(plan: Plan, on_cells: Callable[[int], None] = lambda count: None) 
         config = plan.config
         shared = {"scenes": config.scenes, "seeds": list(config.seeds), "prompts": config.prompts}
         found = Measurement.open(plan.path, shared | {"steps": config.steps})
-        if fill_from_record(found, plan.effects, config, plan.record, without_lora(plan.weights)):
+        if fill_from_record(found, plan.effects, config, plan.record, plan.missing):
             found.save(plan.path)
     names = {n for spec in plan.effects for n in (spec.name, other_effect(spec.name))}
     names |= {spec.name for spec in shipped_effects(plan.weights) if spec.split == "train"}

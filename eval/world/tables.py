@@ -43,12 +43,14 @@ class Cell:
     Attributes:
         fidelity, gain, over_still: mean and shares; a share is None without the columns it needs.
         seed_deviation: standard deviation of the mean fidelity between seeds of the noise; NaN with one seed.
+        difference: mean over effects of the difference from another column, effect by effect.
     """
 
     fidelity: Estimate
     gain: Estimate | None
     over_still: Estimate | None
     seed_deviation: float
+    difference: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,12 @@ def per_effect(found: Measurement, names: Sequence[str], column: str) -> Array:
     return np.array([np.nanmean(found.effects[name].scores[column]) for name in names], np.float64)
 
 
-def cell(found: Measurement, names: Sequence[str], column: str, *, shares: bool = True, seed: int = 0) -> Cell:
+def cell(
+    found: Measurement, names: Sequence[str], column: str, *, shares: bool = True, against: str | None = None,
+    seed: int = 0,
+) -> Cell:  # fmt: skip
     own = per_effect(found, names, column)
+    difference = None if against is None else mean_of(own - per_effect(found, names, against), seed=seed)
     have = all(found.has(name, REFERENCE) for name in names)
     gain = over_still = None
     if shares and have and names:
@@ -85,20 +91,29 @@ def cell(found: Measurement, names: Sequence[str], column: str, *, shares: bool 
         if all(found.has(name, BASE) for name in names):
             gain = share_of(own, reference, per_effect(found, names, BASE), seed=seed)
     by_seed = np.array([found.effects[name].seeds[column] for name in names]).mean(0) if names else np.zeros(0)
-    return Cell(mean_of(own, seed=seed), gain, over_still, float(by_seed.std(ddof=1)) if by_seed.size > 1 else math.nan)
+    deviation = float(by_seed.std(ddof=1)) if by_seed.size > 1 else math.nan
+    return Cell(mean_of(own, seed=seed), gain, over_still, deviation, difference)
 
 
-def build(title: str, found: Measurement, columns: Mapping[str, str], groups: Mapping[str, str]) -> Table:
-    """A table of `columns` (title -> column) over groups of effects (effect -> group)."""
+def build(
+    title: str, found: Measurement, columns: Mapping[str, str], groups: Mapping[str, str], against: str | None = None
+) -> Table:
+    """A table of `columns` (title -> column) over groups of effects (effect -> group).
+
+    Args:
+        against: column from which the others' differences are given.
+    """
     needed = {*columns.values()}
     whole = {name: group for name, group in groups.items() if all(found.has(name, c) for c in needed)}
     order = [g for g in dict.fromkeys(groups.values()) if g in whole.values()]
     members = {group: [name for name, g in whole.items() if g == group] for group in order}
     rows = {
         row: {
-            group: cell(found, names, column, shares=column not in ("still", "cap")) for group, names in members.items()
+            group: cell(found, names, column, shares=column not in ("still", "cap"), against=other)
+            for group, names in members.items()
         }
         for row, column in columns.items()
+        for other in [None if column == against else against]
     }
     return Table(title, {g: len(names) for g, names in members.items()}, rows, len(groups) - len(whole))
 
@@ -132,10 +147,11 @@ def category_table(found: Measurement, split: str, columns: Mapping[str, str] = 
 
 
 def ablation_table(found: Measurement, rows: Mapping[str, str], folder: Path | None = None) -> Table:
-    """Twin of tables 3, 4 and 8: checkpoints by split.
+    """Twin of tables 3, 4 and 8: checkpoints by split, with their differences from the first one. Effects differ far
+    more than checkpoints do, so that only the differences tell what a change of the checkpoint is worth.
 
     Args:
-        rows: title -> column, such as {"without weights": "zero:none"}.
+        rows: title -> column, such as {"full": "zero", "without weights": "zero:none"}.
         folder: of the checkpoints; the final training loss of each is noted where its history.json is there.
 
     Raises:
@@ -151,7 +167,7 @@ def ablation_table(found: Measurement, rows: Mapping[str, str], folder: Path | N
         if history and history.exists():
             last = json.loads(read_text(history))["history"][-1]
             notes[title] = f"{last['factor_error']:.3f} / {last['update_error']:.3f}"
-    table = build("Ablations", found, dict(rows), groups)
+    table = build("Ablations", found, dict(rows), groups, next(iter(rows.values()), None))
     return Table(table.title, table.groups, table.rows, table.left_out, notes or None)
 
 
@@ -160,7 +176,9 @@ def markdown(table: Table, detail: bool = True) -> str:
     parts = [f"### {table.title}"]
     if table.left_out:
         parts.append(f"{table.left_out} effects of the file lack one of these columns and are left out.")
-    measures = [("fidelity", "Mean fidelity", _number), ("gain", "Share of the LoRA's gain over the base", _percent),
+    measures = [("fidelity", "Mean fidelity", _number),
+                ("difference", f"Difference from {next(iter(table.rows), '')}", _signed),
+                ("gain", "Share of the LoRA's gain over the base", _percent),
                 ("over_still", "Share of the LoRA's gain over a still picture", _percent)]  # fmt: skip
     for name, title, show in measures:
         found = {row: {group: getattr(c, name) for group, c in cells.items()} for row, cells in table.rows.items()}
@@ -197,6 +215,12 @@ def _number(x: Estimate | None, detail: bool) -> str:
     if x is None or math.isnan(x.value):
         return "-"
     return f"{x.value:.3f}" + (f" ({x.low:.3f} to {x.high:.3f})" if detail and not math.isnan(x.low) else "")
+
+
+def _signed(x: Estimate | None, detail: bool) -> str:
+    if x is None or math.isnan(x.value):
+        return "-"
+    return f"{x.value:+.3f}" + (f" ({x.low:+.3f} to {x.high:+.3f})" if detail and not math.isnan(x.low) else "")
 
 
 def _percent(x: Estimate | None, detail: bool) -> str:

@@ -154,7 +154,7 @@ class Trainer:
             rows = rows.to(self.device) if resident else rows
             batches = iter(()) if graphed else self.source.batches(rows, self.sampler.widths)
             for offset in range(steps):
-                step.set_rate(start + offset)
+                step.set_step(start + offset)
                 yield graphed(rows[offset]) if graphed else step(*itertools.islice(batches, parts))
 
     def evaluate(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from p2e.config import LossConfig, TrainConfig
 from p2e.hypernet.losses import Losses, blended_errors, combine, site_errors
-from p2e.schedule import warm_cosine
+from p2e.schedule import average_decay, warm_cosine
 from p2e.training.batches import Sampler
 from p2e.training.data import Batch, Source
 
@@ -85,8 +85,12 @@ class TrainStep:
         self.objective, self.optimizer, self.config = objective, optimizer, config
         self.parameters: list[Tensor] = list(model.parameters())
         self.averaged: list[Tensor] | None = None if average is None else list(average.parameters())
+        self.approach = torch.zeros((), device=self.parameters[0].device)  # a tensor, for a CUDA graph to read
 
-    def set_rate(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
+        """Sets what depends on the step: the rate, and how far the average moves towards the weights."""
+        if self.config.ema is not None:
+            self.approach.fill_(1 - average_decay(self.config.ema, step))
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate(self.config, step))
@@ -105,7 +109,9 @@ class TrainStep:
         self.optimizer.step()
         if self.averaged is not None and self.config.ema is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(self.averaged, self.parameters, 1 - self.config.ema)
+                change = torch._foreach_sub(self.parameters, self.averaged)
+                torch._foreach_mul_(change, self.approach)
+                torch._foreach_add_(self.averaged, change)
         return torch.stack(scalars).mean(0)
 
 

@@ -23,6 +23,7 @@ from p2e.files import write_text
 from p2e.hypernet.checkpoint import load_checkpoint, save_checkpoint
 from p2e.hypernet.variants import Predictor
 from p2e.lora.prepared import PreparedLibrary
+from p2e.schedule import average_decay
 from p2e.text import TextStates
 from p2e.training.augment import augmented
 from p2e.training.data import open_source
@@ -134,7 +135,7 @@ def finetune(
         torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         optimizer.step()
         with torch.no_grad():
-            decay = min(config.ema, (1 + step) / (10 + step))
+            decay = average_decay(config.ema, step)
             torch._foreach_lerp_(averaged, parameters, 1 - decay)
         step += 1
         if step % 100 == 0:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from p2e.adapt.flow import flow_loss, sample_times
 from p2e.adapt.latents import encode_pairs
 from p2e.bases.wan import WAN_BASES
+from p2e.schedule import average_decay
 from p2e.text import TextStates
 from p2e.world.config import WorldBaseConfig
 from p2e.world.latent_pool import LatentPool
@@ -134,7 +135,7 @@ def train_base(
         for optimizer in optimizers:
             optimizer.step()
         with torch.no_grad():
-            decay = min(config.ema, (1 + step) / (10 + step))
+            decay = average_decay(config.ema, step)
             torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
         step += 1
         if worker.is_first and step % 250 == 0:

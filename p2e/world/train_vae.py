@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from p2e.adapt.latents import to_model_range
+from p2e.schedule import average_decay
 from p2e.world.config import WorldVaeConfig
 from p2e.world.parallel import Worker, average_gradients
 from p2e.world.pause import Pause, Paused
@@ -114,7 +115,7 @@ def train_vae(
         average_gradients(parameters, worker)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        decay = min(config.ema, (1 + step) / (10 + step))
+        decay = average_decay(config.ema, step)
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
         step += 1

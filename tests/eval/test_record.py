@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.world.record import RECORD, fill_from_record, is_recorded, without_lora
+from eval.world.record import RECORD, Missing, fill_from_record
 from eval.world.run import open_world
 from p2e.bases import world_base_folder
 from p2e.errors import InputError
@@ -33,7 +33,7 @@ def fill(record: Path, missing: set[str], **changes: object) -> tuple[int, Measu
     values = {"columns": ("lora", "nearest", "zero"), "scenes": 2, "seeds": (0,)}
     config = WorldMeasureConfig.parse(values | changes)
     found = Measurement(SETTINGS | {"scenes": config.scenes, "seeds": [0], "steps": config.steps})
-    return fill_from_record(found, (TRAIN, OOD), config, record, missing), found
+    return fill_from_record(found, (TRAIN, OOD), config, record, Missing(frozenset(missing))), found
 
 
 def test_only_what_cannot_be_measured_is_taken(record: Path):
@@ -45,7 +45,7 @@ def test_only_what_cannot_be_measured_is_taken(record: Path):
     count, found = fill(record, {TRAIN.name})
     assert count == 3 and not found.has(OOD.name, "lora") and found.has(OOD.name, "nearest")
     assert not any(found.has(spec.name, "zero") for spec in (TRAIN, OOD))
-    assert not is_recorded("lora:100", OOD.name, {OOD.name})
+    assert not Missing(frozenset({OOD.name})).needed("lora:100", OOD.name)
 
 
 def test_a_record_of_other_settings_is_refused(record: Path):
@@ -55,17 +55,22 @@ def test_a_record_of_other_settings_is_refused(record: Path):
         fill(record, {OOD.name}, scenes=8)
 
 
-def test_a_library_says_what_it_lacks(tmp_path: Path):
-    assert without_lora(tmp_path) == {spec.name for spec in EFFECTS}
+def test_a_world_says_what_it_lacks(tmp_path: Path):
+    assert Missing.of(tmp_path).loras == {spec.name for spec in EFFECTS}
+    assert Missing.of(tmp_path).needed("zero", OOD.name) and not Missing().needed("zero", OOD.name)
     (tmp_path / "library" / "loras").mkdir(parents=True)
     (tmp_path / "library" / "loras" / f"{OOD.name}.safetensors").touch()
-    assert without_lora(tmp_path) == {spec.name for spec in EFFECTS} - {OOD.name}
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").touch()
+    missing = Missing.of(tmp_path)
+    assert missing.loras == {spec.name for spec in EFFECTS} - {OOD.name}
+    assert not missing.needed("zero", OOD.name) and missing.needed("hdb", OOD.name)
 
 
 @pytest.mark.slow
 def test_the_record_is_of_the_weights_that_ship(tmp_path: Path):
     """What can be recomputed comes out as recorded, but for the rounding of a GPU in bfloat16."""
-    weights, name, columns = world_base_folder().parent, "morning_coffee", ("cap", "base", "lora")
+    weights, name, columns = world_base_folder().parent, "morning_coffee", ("cap", "base", "lora", "zero")
     recorded = Measurement.load(RECORD)
     seeds = tuple(recorded.settings["seeds"])
     config = WorldMeasureConfig(columns=columns, scenes=1, seeds=seeds, only=(name,))

@@ -82,6 +82,11 @@ def test_ablations_note_their_training(tmp_path: Path):
     table = ablation_table(measurement(), {"full weights": "zero", "no weights": "zero:none"}, tmp_path)
     assert table.rows["no weights"]["ood"].fidelity.value == pytest.approx(-0.4)
     assert "| no weights | 0.100" in markdown(table) and "0.900 / 0.800" in markdown(table)
+    # Every effect loses the same, so the interval of the difference is a point, however far the effects lie apart.
+    lost = table.rows["no weights"]["train"].difference
+    assert lost and (lost.value, lost.low, lost.high) == (pytest.approx(-0.1),) * 3
+    assert table.rows["full weights"]["train"].difference is None
+    assert "Difference from full weights" in markdown(table) and "| -0.100 (-0.100 to -0.100) |" in markdown(table)
     with pytest.raises(InputError, match="has no column zero:noise"):
         ablation_table(measurement(), {"noise": "zero:noise"})
 

@@ -154,12 +154,16 @@ def test_shapes_never_change_so_nothing_recompiles(tiny: TinyRun) -> None:
 
 
 def test_the_average_is_what_the_checkpoint_holds(tiny: TinyRun) -> None:
-    trainer = tiny.trainer("average", steps=4, ema=0.5)
-    start = [p.detach().clone() for p in trainer.model.parameters()]
-    trainer.run(until=1)
+    trainer = tiny.trainer("average", steps=4, ema=0.15)
+    expected = [p.detach().clone() for p in trainer.model.parameters()]
+    for step, decay in enumerate((1 / 10, 0.15)):  # 2/11 would follow
+        trainer.run(until=step + 1)
+        expected = [
+            decay * e + (1 - decay) * p.detach() for e, p in zip(expected, trainer.model.parameters(), strict=True)
+        ]
     assert trainer.average is not None
-    for old, new, mean in zip(start, trainer.model.parameters(), trainer.average.parameters(), strict=True):
-        torch.testing.assert_close(mean, (old + new) / 2)
+    for mean, value in zip(trainer.average.parameters(), expected, strict=True):
+        torch.testing.assert_close(mean, value)
     saved = load_checkpoint(tiny.folder / "average", base=tiny.base).model.state_dict()
     assert all(torch.equal(saved[name], value) for name, value in trainer.average.state_dict().items())
 
