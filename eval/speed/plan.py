@@ -119,7 +119,7 @@ PAPER = Plan(
 TINY = Plan(
     size=Size(blocks=2, heads=2, head_dim=16, ffn=48, effects=6, rank=4, text_width=24, tokens=8, words=(2, 6)),
     hypernet={"width": 32, "layers": 2, "heads": 4, "latents": 4, "rank": 4, "ffn_ratio": 2},
-    products=((64, 64, 64), (32, 32, 128)),
+    products=((512, 512, 512), (32, 32, 128)),
     copy_bytes=1 << 16,
     single=(
         Case("3x4", sites=3, parts=2, compile=False),

@@ -133,7 +133,8 @@ def without_padding(text: TextStates) -> TextStates:
     """Text without the positions at the end that no prompt has, which nothing attends to; a whole number of PAD_TO
     positions stays, for the sake of attention kernels. UMT5's 512 become 64 or 128."""
     longest = int(text.mask.any(0).nonzero().max()) + 1
-    return text[:, : -(-longest // PAD_TO) * PAD_TO]
+    stop = -(-longest // PAD_TO) * PAD_TO
+    return TextStates(text.states[:, :stop].contiguous(), text.mask[:, :stop].contiguous())  # the rest is freed
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
