@@ -29,7 +29,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],)) * self.weight.to(x.dtype)
+        # Autocast would widen it to float32, and all that follows; the kernel sums in float32 anyhow.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, (x.shape[-1],)) * self.weight.to(x.dtype)
 
 
 class Attention(nn.Module):

@@ -85,8 +85,11 @@ class WeightTokens(nn.Module):
 
     def forward(self, weights: Weights) -> tuple[Tensor, Tensor]:
         """-> row tokens [S, d_out, d], column tokens [S, d_in, d]. Each matrix is divided by its RMS first."""
-        rows, columns = (weights, weights.mT) if isinstance(weights, Tensor) else weights
-        rows, columns = unit_rms(rows), unit_rms(columns)
+        if isinstance(weights, Tensor):
+            rows = unit_rms(weights)
+            columns = rows.mT
+        else:
+            rows, columns = map(unit_rms, weights)
         return self.p_b[str(rows.shape[-1])](rows), self.p_a[str(columns.shape[-1])](columns)
 
 

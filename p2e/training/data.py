@@ -27,6 +27,9 @@ from p2e.training.metric import SiteMetric, read_metric
 __all__ = ["Batch", "Group", "Records", "ResidentSource", "SiteReader", "Source", "StreamedSource", "open_source"]
 
 
+PAD_TO = 64  # positions
+
+
 class Batch(NamedTuple):
     """One step's input, a list entry a shape: sites, targets A* [S, E, r, d_in] and B* [S, E, d_out, r] in units of
     the site's scale, weight [S, E] (0 where not covered); token states [E, T, D] and mask [E, T] of all; share [E] of
@@ -126,6 +129,21 @@ class SiteReader:
         )
 
 
+def without_padding(text: TextStates) -> TextStates:
+    """Text without the positions at the end that no prompt has, which nothing attends to; a whole number of PAD_TO
+    positions stays, for the sake of attention kernels. UMT5's 512 become 64 or 128."""
+    longest = int(text.mask.any(0).nonzero().max()) + 1
+    stop = -(-longest // PAD_TO) * PAD_TO
+    return TextStates(text.states[:, :stop].contiguous(), text.mask[:, :stop].contiguous())  # the rest is freed
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on the device; the host does not wait for what the device still has to do."""
+    if device.type == "cuda" and tensor.is_cpu:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 class Source:
     """Access to the library, base and prompts of a run.
 
@@ -177,7 +195,7 @@ class Source:
         of = torch.tensor([i for i, (_, count) in enumerate(self.prompts) for _ in range(count)])
         trained = torch.isin(of, torch.tensor(self.train))
         self.model.text_input.fit(states[trained.to(self.device)], of[trained])
-        return self.model.text_input(states)
+        return without_padding(self.model.text_input(states))
 
     def _scales(self) -> dict[str, tuple[float, float]]:
         """(scale of A, of B) of the sites that some training effect covers; the others cannot be trained."""
@@ -236,10 +254,11 @@ class Source:
 
     def assembled(self, row: Tensor, widths: Sequence[int], chosen: Sequence[Targets]) -> Batch:
         """The batch of a sampler's row, from the targets of its sites and effects; an entry a group."""
-        *sites, _, prompts = row.to(self.device).split(list(widths))[: len(self.groups) + 2]
+        row = moved(row, self.device)
+        *sites, _, prompts = row.split(list(widths))[: len(self.groups) + 2]
         text = Augmented(self.text[prompts], self.text_mask[prompts], None)
         if self.augment.active:
-            other, key = row.to(self.device).split(list(widths))[-2:]
+            other, key = row.split(list(widths))[-2:]
             text = augmented(text.text, text.mask, self.text[other], key, self.augment)
         return Batch(
             [c.sites for c in chosen], [c.a for c in chosen], [c.b for c in chosen], [c.weight for c in chosen], *text,
@@ -283,7 +302,7 @@ class ResidentSource(Source):
         return whole
 
     def targets(self, group: int, sites: Tensor, effects: Tensor) -> Targets:
-        return self._resident[group].take(sites.to(self.device), effects.to(self.device))
+        return self._resident[group].take(moved(sites, self.device), moved(effects, self.device))
 
 
 def open_source(

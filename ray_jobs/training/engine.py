@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from p2e.config import TrainConfig
+from p2e.hypernet.layers import Block
 from p2e.hypernet.losses import Losses
 from p2e.hypernet.variants import build_hypernet
 from p2e.training.data import Batch
@@ -21,7 +22,7 @@ from p2e.training.step import Objective, rate
 from ray_jobs.training.config import ZeroConfig
 from ray_jobs.training.stream import Slots
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "compile_blocks"]
 
 
 class Engine:
@@ -48,7 +49,7 @@ class Engine:
         self.fixed = {name: value.detach().cpu().clone() for name, value in run.model.named_buffers()}
         objective: nn.Module = Objective(run.model, run.config.loss, run.dtype)
         if run.config.compile:
-            objective.compile(dynamic=False)
+            compile_blocks(objective)
         config = run.config
         optimizer = torch.optim.AdamW(
             objective.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay,
@@ -153,6 +154,17 @@ class Engine:
             torch._foreach_copy_(masters, kept)
 
 
+def compile_blocks(model: nn.Module, **options: Any) -> None:
+    """Compiles each block of a network in place.
+
+    Blocks share one compiled graph, which takes seconds where the whole takes minutes. And their gradients arrive block
+    by block: the backward pass of a whole graph hands them all over at its end, so that no reduction overlaps with it.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=False, **options)
+
+
 def deepspeed_settings(
     zero: ZeroConfig, config: TrainConfig, slots: Slots, on_gpu: bool, universal: bool
 ) -> dict[str, Any]:
@@ -174,5 +186,10 @@ def deepspeed_settings(
         "steps_per_print": 1 << 30,
     }
     if zero.parameters == "bfloat16":
-        settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        # DeepSpeed's own check would leave out a step in silence, at the cost of further passes over all gradients and
+        # a wait for the GPU; a loss that is not finite ends the run.
+        settings |= {
+            "bf16": {"enabled": True, "check_grad_overflow": False},
+            "data_types": {"grad_accum_dtype": "fp32"},
+        }
     return settings

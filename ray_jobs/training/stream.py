@@ -10,6 +10,7 @@ Shapes: S sites of one shape, E effects, W workers, P micro-batches a step; a wo
 
 import queue
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -140,6 +141,8 @@ class StreamedBatches:
             return dataset.streaming_split(self.slots.world, equal=True)
 
     def _feed(self) -> None:
+        # What the object store holds is read-only, and is only read.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         try:
             while (shard := self._windows.get()) is not None:
                 batches = shard.iter_batches(
@@ -169,8 +172,9 @@ class StreamedBatches:
         return source.assembled(order, sampler.widths, chosen)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.array(array) if not array.flags.writeable else array)
-        return tensor.pin_memory() if self._stream is not None else tensor
+        if self._stream is None:
+            return torch.from_numpy(array if array.flags.writeable else array.copy())
+        return torch.from_numpy(array).pin_memory()  # the one copy out of the object store
 
     def step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of this worker at a step, in order of its slots.
@@ -189,7 +193,19 @@ class StreamedBatches:
                     f"step {step}: micro-batch {ready.row} came instead of "
                     f"{self.slots.index(step, slot, self.rank)}; start the run again, it goes on from its checkpoint"
                 )
+            if self._stream is not None:
+                hold(ready.batch, torch.cuda.current_stream(self.run.device))
             yield ready.batch
+
+
+def hold(batch: Any, stream: torch.cuda.Stream) -> None:
+    """Keeps the memory of a batch, which another stream made, until `stream` is done with it: the host drops its last
+    reference long before, and the next batch would be copied into it."""
+    if isinstance(batch, Tensor):
+        batch.record_stream(stream)
+    elif isinstance(batch, Sequence):
+        for part in batch:
+            hold(part, stream)
 
 
 def resident_batches(run: Run, slots: Slots, rank: int, step: int) -> Iterator[Batch]:

@@ -1,0 +1,48 @@
+"""What the hardware itself can do, measured beside everything else: matrix rate and copy bandwidth."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+__all__ = ["copy_bandwidth", "matrix_rate", "seconds_per_call"]
+
+SECONDS = 0.3  # of each measurement; a GPU is warm by then
+REPEATS = 5
+
+
+def seconds_per_call(function: Callable[[], object], device: torch.device, seconds: float = SECONDS) -> float:
+    """Median over REPEATS runs of the time of a call, each run long enough to hide launch and clock."""
+
+    def timed(calls: int) -> float:
+        synchronise(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        synchronise(device)
+        return (time.perf_counter() - start) / calls
+
+    timed(3)
+    calls = max(1, round(seconds / REPEATS / max(timed(3), 1e-9)))
+    return sorted(timed(calls) for _ in range(REPEATS))[REPEATS // 2]
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(
+    device: torch.device, m: int, k: int, n: int, dtype: torch.dtype = torch.bfloat16, seconds: float = SECONDS
+) -> float:
+    """FLOP/s of a product of random matrices [m, k] and [k, n] (zeros would draw less power and run faster)."""
+    a, b = torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)
+    out = torch.empty(m, n, device=device, dtype=dtype)
+    return 2 * m * k * n / seconds_per_call(lambda: torch.mm(a, b, out=out), device, seconds)
+
+
+def copy_bandwidth(device: torch.device, size: int, seconds: float = SECONDS) -> float:
+    """Bytes read plus bytes written a second, copying `size` bytes on the device."""
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / seconds_per_call(lambda: target.copy_(source), device, seconds)
