@@ -16,6 +16,7 @@ from p2e.config import TrainConfig
 from p2e.hypernet.layers import Block
 from p2e.hypernet.losses import Losses
 from p2e.hypernet.variants import build_hypernet
+from p2e.schedule import average_decay
 from p2e.training.data import Batch
 from p2e.training.setup import Run
 from p2e.training.step import Objective, rate
@@ -91,7 +92,7 @@ class Engine:
                 scalars += torch.stack([scalar.detach().float() for scalar in losses]) / self.slots.parts
         if self.average is not None and self.run.config.ema is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(self.average, list(self.masters()), 1 - self.run.config.ema)
+                torch._foreach_lerp_(self.average, list(self.masters()), 1 - average_decay(self.run.config.ema, step))
         return scalars
 
     @contextmanager
