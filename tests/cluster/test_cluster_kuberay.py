@@ -114,7 +114,7 @@ def test_tokens_everywhere_from_one_secret_and_none_in_a_file() -> None:
     for item in of_kind(*RAY_KINDS):
         for group in groups(item):
             # The operator sets these from the secret; one written here would win over it.
-            names = {entry["name"] for entry in group["template"]["spec"]["containers"][0]["env"]}
+            names = {entry["name"] for entry in group["template"]["spec"]["containers"][0].get("env", [])}
             assert not names & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
         assert cluster_spec(item)["headGroupSpec"]["serviceType"] == "ClusterIP"
 
