@@ -206,6 +206,8 @@ def test_several_gpus_get_the_same_arguments(tmp_path: Path, monkeypatch: pytest
         return stop.value.code
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    # Where DeepSpeed was imported before, PyTorch goes by the count to tell whether there are GPUs.
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("p2e.world.launch.launch", here)
     run(["seed", "grow"], tmp_path, ["grow.steps=2"])
     call = ("world", "rebuild", "seed", "grow", "--force", "grow", "--out", tmp_path, "--set", "grow.steps=2")
