@@ -13,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_job import SampleFile, TinyJob, when
-
-pytest.importorskip("ray", reason="needs the extra `train`")
-pytest.importorskip("deepspeed", reason="needs the extra `train`")
-
 import ray
 import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.cluster_utils import Cluster
 from ray.train.torch import TorchConfig, TorchTrainer
 from tiny_inputs import FullDisk, train_stages
+from tiny_job import SampleFile, TinyJob, when
 
 from p2e.errors import ConfigError, InputError
 from p2e.files import SafetensorsFile

@@ -8,9 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-pytest.importorskip("ray", reason="needs the extra `train`")
-
 from ray.train.v2._internal.util import construct_user_exception_with_traceback
 from ray.train.v2.api.exceptions import WorkerGroupError
 
