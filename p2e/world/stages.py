@@ -10,8 +10,10 @@ made, its state for going on, and its progress; its outputs are renamed into DIR
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -113,7 +115,7 @@ class Verdict:
 
 
 class Ledger:
-    """The records of a folder.
+    """The records of a folder. Stages may run side by side, on one GPU each: each changes its own record alone.
 
     Raises:
         InputError: its stages.json is damaged.
@@ -121,13 +123,16 @@ class Ledger:
 
     def __init__(self, out: Path, stages: Mapping[str, Stage]) -> None:
         self.out, self.stages, self.path = out, stages, out / RECORDS
-        self.records: dict[str, Record] = {}
-        if self.path.exists():
-            try:
-                values = dict(json.loads(read_text(self.path)))
-                self.records = {name: Record.parse(value) for name, value in values.items()}
-            except (ValueError, TypeError):
-                raise InputError(f"{self.path}: damaged; remove it, and all stages are made anew") from None
+        self.records = self._read()
+
+    def _read(self) -> dict[str, Record]:
+        if not self.path.exists():
+            return {}
+        try:
+            values = dict(json.loads(read_text(self.path)))
+            return {name: Record.parse(value) for name, value in values.items()}
+        except (ValueError, TypeError):
+            raise InputError(f"{self.path}: damaged; remove it, and all stages are made anew") from None
 
     def work(self, name: str) -> Path:
         return self.out / WORK / name
@@ -202,8 +207,7 @@ class Ledger:
             for path in _files(work / "made" / output):
                 outputs[path.relative_to(work / "made").as_posix()] = sha256(path)
         # Between the first rename and the last nothing claims to be done.
-        self.records.pop(stage.name, None)
-        self._write()
+        self._change(stage.name, None)
         for output in stage.outputs:
             target, old = self.out / output, work / "old" / output
             for folder in (target.parent, old.parent):
@@ -211,8 +215,7 @@ class Ledger:
             if target.exists():
                 target.rename(old)
             (work / "made" / output).rename(target)
-        self.records[stage.name] = Record(hash=verdict.hash, outputs=outputs, **verdict.parts, **facts)
-        self._write()
+        self._change(stage.name, Record(hash=verdict.hash, outputs=outputs, **verdict.parts, **facts))
         shutil.rmtree(work)
         with contextlib.suppress(OSError):  # other stages are under way
             work.parent.rmdir()
@@ -229,12 +232,28 @@ class Ledger:
                 raise InputError(f"{self.out / output}: not there, so {stage.name} cannot be adopted; copy it")
             for path in _files(self.out / output):
                 outputs[path.relative_to(self.out).as_posix()] = sha256(path)
-        self.records[stage.name] = Record(hash=verdict.hash, outputs=outputs, **verdict.parts, **facts)
-        self._write()
+        self._change(stage.name, Record(hash=verdict.hash, outputs=outputs, **verdict.parts, **facts))
 
-    def _write(self) -> None:
-        ordered = {name: self.records[name].model_dump(mode="json") for name in self.stages if name in self.records}
-        write_text(self.path, json.dumps(ordered, indent=1) + "\n")
+    def _change(self, name: str, record: Record | None) -> None:
+        """Writes or removes one record, and takes up what runs beside this one have written since."""
+        with _locked(self.out):
+            self.records = self._read()
+            self.records.pop(name, None)
+            if record is not None:
+                self.records[name] = record
+            ordered = {n: self.records[n].model_dump(mode="json") for n in self.stages if n in self.records}
+            write_text(self.path, json.dumps(ordered, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a folder's lock, which the system frees however the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _files(path: Path) -> list[Path]:

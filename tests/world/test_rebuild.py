@@ -13,6 +13,7 @@ from p2e.errors import InputError
 from p2e.world import rebuild
 from p2e.world.launch import launch
 from p2e.world.rebuild import run
+from p2e.world.stages import Ledger
 
 
 @pytest.fixture(autouse=True)
@@ -241,3 +242,14 @@ def test_what_was_made_elsewhere_is_adopted(tmp_path: Path, ran: list[str]):
     assert states_of(here, "seed.value=6")["seed"][0] == "stale"
     with pytest.raises(InputError, match="cannot be adopted"):
         run(["seed"], tmp_path / "empty", adopt=["seed"])
+
+
+def test_stages_side_by_side_keep_one_anothers_records(tmp_path: Path):
+    run(["seed"], tmp_path)
+    beside = Ledger(tmp_path, rebuild.STAGES)  # opened before the other stage is recorded
+    run(["grow"], tmp_path)
+    seed = rebuild.STAGES["seed"]
+    facts = {"seconds": 0.0, "workers": 1, "device": "cpu", "p2e_version": "0", "commit": None, "finished": "now"}
+    beside.adopt(seed, beside.judge(seed, seed.settings({})), **facts)
+    assert json.loads((tmp_path / "stages.json").read_text()).keys() == {"seed", "grow"}
+    assert states_of(tmp_path)["grow"] == ("done", "unchanged")
