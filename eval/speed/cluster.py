@@ -72,6 +72,7 @@ def train_cases(settings: dict[str, Any]) -> None:
                 **summary(case, reports, step_flops(worker.run_), settings["peak"], workers),
             }  # fmt: skip
             add_line(Path(settings["out"]), line)
+        worker.engine.close()
         del worker
         torch.distributed.barrier()
 

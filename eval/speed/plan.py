@@ -112,6 +112,8 @@ PAPER = Plan(
         Case("5x8", effects=8, parts=4, every=5, reports=1),
         Case("5x8 streamed", effects=8, parts=4, resident=False, every=12, reports=1),
         Case("5x4 one part", parts=1, every=20, reports=1),
+        # What each of the paper's 32 GPUs does in a step, with the least memory.
+        Case("5x4 one part streamed", parts=1, resident=False, every=60, reports=1),
         Case("5x4 stage 1", stage=1, every=5, reports=1),
     ),
 )

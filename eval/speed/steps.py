@@ -88,10 +88,16 @@ def of_case(run: Run, plan: Plan, case: Case) -> Run:
     return dataclasses.replace(run, config=config, model=model, sampler=sampler if case.shared else unshared(sampler))
 
 
-def prepared(run: Run, plan: Plan, case: Case) -> tuple[Engine, Slots]:
+@contextlib.contextmanager
+def prepared(run: Run, plan: Plan, case: Case) -> Iterator[tuple[Engine, Slots]]:
+    """The engine of a case, freed at the end: the next case has the device for itself."""
     slots = Slots(case.parts, 1)
     zero = plan.job(case, run.config.library, run.config.output, 1, gpus=False).zero
-    return Engine(of_case(run, plan, case), zero, slots, 0), slots
+    engine = Engine(of_case(run, plan, case), zero, slots, 0)
+    try:
+        yield engine, slots
+    finally:
+        engine.close()
 
 
 def measured(run: Run, plan: Plan, case: Case, peak: float) -> dict[str, Any]:
@@ -102,18 +108,18 @@ def measured(run: Run, plan: Plan, case: Case, peak: float) -> dict[str, Any]:
     """
     before = release(run.device)
     start = time.perf_counter()
-    engine, slots = prepared(run, plan, case)
-    meter = Meter(engine.run, slots, peak)
-    reports = []
-    for step in range(case.steps):
-        batches = TimedBatches(resident_batches(engine.run, slots, 0, step))
-        meter.add(engine.step(step, batches), batches.waited)
-        if (step + 1) % case.every == 0:
-            reports.append(meter.report())
-    return {
-        "kind": "single", "workers": 1, "memory_before_gb": before, **summary(case, reports, meter.flops, peak, 1),
-        "parameters": sum(p.numel() for p in engine.parameters()), "seconds": time.perf_counter() - start,
-    }  # fmt: skip
+    with prepared(run, plan, case) as (engine, slots):
+        meter = Meter(engine.run, slots, peak)
+        reports = []
+        for step in range(case.steps):
+            batches = TimedBatches(resident_batches(engine.run, slots, 0, step))
+            meter.add(engine.step(step, batches), batches.waited)
+            if (step + 1) % case.every == 0:
+                reports.append(meter.report())
+        return {
+            "kind": "single", "workers": 1, "memory_before_gb": before, **summary(case, reports, meter.flops, peak, 1),
+            "parameters": sum(p.numel() for p in engine.parameters()), "seconds": time.perf_counter() - start,
+        }  # fmt: skip
 
 
 def summary(
@@ -153,19 +159,19 @@ def summary(
 
 def profiled(run: Run, plan: Plan, case: Case, rows: int = 40) -> dict[str, Any]:
     """Where the time of one step on a GPU goes: its longest kernels, by total time."""
-    release(run.device)
-    engine, slots = prepared(run, plan, case)
-
-    def step(index: int) -> None:
-        engine.step(index, resident_batches(engine.run, slots, 0, index))
-
-    for index in range(2):
-        step(index)
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
-        step(2)
-        torch.cuda.synchronize(run.device)
+    release(run.device)
+    with prepared(run, plan, case) as (engine, slots):
+
+        def step(index: int) -> None:
+            engine.step(index, resident_batches(engine.run, slots, 0, index))
+
+        for index in range(2):
+            step(index)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+            step(2)
+            torch.cuda.synchronize(run.device)
     kernels = [e for e in trace.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
     kernels.sort(key=lambda event: -event.self_device_time_total)
     total = sum(event.self_device_time_total for event in kernels)

@@ -64,6 +64,13 @@ class Engine:
         if config.ema is not None:
             self.average = [part.detach().clone() for part in self.masters()]
 
+    def close(self) -> None:
+        """Lets go of the network and the optimizer: DeepSpeed's hooks hold them through nodes of autograd, where no
+        collector of garbage sees the cycle."""
+        self.engine.destroy()
+        if hasattr(self.engine.optimizer, "unregister_grad_acc_post_hooks"):  # ZeRO's optimizers have them
+            self.engine.optimizer.unregister_grad_acc_post_hooks()
+
     def parameters(self) -> list[nn.Parameter]:
         return list(self.engine.module.model.parameters())
 

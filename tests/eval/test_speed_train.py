@@ -123,6 +123,37 @@ def test_single_device(inputs: SpeedInputs, tmp_path: Path) -> None:
     assert sharing(lines) == {"3x4": pytest.approx(ratio)}
 
 
+FREED = """
+import gc, os, sys, tempfile, weakref
+from pathlib import Path
+import torch
+from eval.speed.inputs import make_inputs
+from eval.speed.plan import TINY
+from eval.speed.steps import prepared, single_run
+from ray_jobs.training.stream import resident_batches
+
+os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+inputs = make_inputs(Path(sys.argv[1]), TINY.size, torch.device("cpu"))
+torch.distributed.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/meet", rank=0, world_size=1)
+run = single_run(TINY, inputs, inputs.library, torch.device("cpu"))
+with prepared(run, TINY, TINY.single[0]) as (engine, slots):
+    engine.step(0, resident_batches(engine.run, slots, 0, 0))
+    held = weakref.ref(engine.masters()[0])
+    assert held() is not None
+del engine
+gc.collect()
+assert held() is None, "the optimizer is still in memory"
+"""
+
+
+def test_a_case_leaves_nothing_in_memory(inputs: SpeedInputs) -> None:
+    """In a process of its own: DeepSpeed changes how a process looks for GPUs."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FREED, str(inputs.folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.slow
 def test_one_and_two_workers_of_ray(inputs: SpeedInputs, tmp_path: Path) -> None:
     rates, *lines = measure(inputs, tmp_path / "cluster.jsonl", "cluster", "--workers", "1", "2")
