@@ -12,11 +12,13 @@ from typing import Any
 from pydantic import Field
 
 from p2e.bases.base import Base
-from p2e.config import Settings
+from p2e.config import Settings, TrainConfig
 from p2e.errors import InputError
 from p2e.lora.library import Manifest, prepare_library
+from p2e.lora.prepared import PreparedLibrary
 from p2e.text import TextStates
 from p2e.training.loop import STATE
+from p2e.world.ensemble import join_members, member_config, member_library
 from p2e.world.hypernet import train_hypernet, world_hypernet
 from p2e.world.parallel import Worker
 from p2e.world.pause import Pause
@@ -29,8 +31,7 @@ RAW_RANK = 8  # raw factors cannot be cut to a lower rank, and some LoRAs of the
 # factors), of the number of latents n, and the baseline of tables 1 and 2
 ABLATIONS: dict[str, dict[str, Any]] = {
     "full": {},
-    # Which members a step needs is settled on the host: no graph holds it, and each new split would be compiled anew.
-    "ensemble": {"hypernet": {"ensemble": True}, "cuda_graph": False, "compile": False},
+    "ensemble": {"compile": False},  # its members' runs are short; see `MEMBERS`
     "noise": {"hypernet": {"weights": "noise"}},
     "no_weights": {"hypernet": {"weights": "none"}},
     "truncated_svd": {"hypernet": {"weights": "truncated_svd"}},
@@ -40,6 +41,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "hyperdreambooth": {"hypernet": {"architecture": "hyperdreambooth", "rank": RAW_RANK}, "metric": None},
 }
 RAW = ("raw", "hyperdreambooth")
+MEMBERS = ("ensemble",)  # arms of one network a block of the base, each trained as a run of its own
 
 # What makes the network learn: each changes one setting of the full network.
 STUDY: dict[str, dict[str, Any]] = {
@@ -83,7 +85,8 @@ def train_ablations(
     config: AblationsConfig, out: Path, base: Base, text: Mapping[str, TextStates], worker: Worker, state: Path,
     made: Path,
 ) -> None:  # fmt: skip
-    """Trains every arm into made/ablations/NAME, worker w the arms number w, w + size, ...
+    """Trains every arm into made/ablations/NAME, worker w the runs number w, w + size, ...; an ensemble is as many runs
+    as it has members.
 
     Raises:
         InputError: an arm has no such name.
@@ -91,19 +94,41 @@ def train_ablations(
     for name in config.arms:
         if name not in ARMS:
             raise InputError(f"no ablation is named {name!r}; they are {', '.join(ARMS)}")
-    for name in config.arms[worker.rank :: worker.size]:
-        targets = "raw" if name in RAW else "canonical"
-        settings = {"steps": config.steps, **config.changes, **ARMS[name]}
-        shared, own = config.changes.get("hypernet", {}), ARMS[name].get("hypernet", {})
-        resolved = world_hypernet(settings | {"hypernet": {**shared, **own}})
-        prepared = state / f"prepared-{name}"
-        if not prepared.exists():
-            manifest = reworded(Manifest.load(out / "library" / "manifest.yaml"), WORDINGS.get(name))
-            prepare_library(
-                manifest, prepared, base=base, rank=resolved.hypernet.rank, targets=targets, device=str(worker.device)
-            )
-        run = state / name
-        train_hypernet(out, base, text, resolved, run, Pause(worker), library=prepared)
-        shutil.copytree(run, made / "ablations" / name, ignore=shutil.ignore_patterns(STATE))
-        if worker.is_first:
-            print(f"ablation {name}: done", flush=True)
+    blocks = range(base.num_blocks)
+    runs = [(name, block) for name in config.arms for block in (blocks if name in MEMBERS else [None])]
+    for name, block in runs[worker.rank :: worker.size]:
+        run = state / (name if block is None else f"{name}-{block}")
+        settings, library = arm_settings(config, name), arm_library(config, name, out, base, state, worker)
+        if block is not None:
+            settings = member_config(settings, base, library, block)
+            library = member_library(library, base, block)
+        train_hypernet(out, base, text, settings, run, Pause(worker), library=library)
+        if block is None:
+            shutil.copytree(run, made / "ablations" / name, ignore=shutil.ignore_patterns(STATE))
+        print(f"ablation {run.name}: done", flush=True)
+    worker.same_on_all(0.0)  # all members are there
+    for name in config.arms if worker.is_first else ():
+        if name in MEMBERS:
+            library = arm_library(config, name, out, base, state, worker)
+            join_members([state / f"{name}-{block}" for block in blocks], base, library, made / "ablations" / name)
+
+
+def arm_settings(config: AblationsConfig, name: str) -> TrainConfig:
+    """The resolved settings of an arm; of an ensemble, those that its members have in common."""
+    settings = {"steps": config.steps, **config.changes, **ARMS[name]}
+    shared, own = config.changes.get("hypernet", {}), ARMS[name].get("hypernet", {})
+    return world_hypernet(settings | {"hypernet": {**shared, **own}})
+
+
+def arm_library(
+    config: AblationsConfig, name: str, out: Path, base: Base, state: Path, worker: Worker
+) -> PreparedLibrary:
+    """The targets of an arm, prepared once a worker."""
+    prepared = state / f"prepared-{name}-{worker.rank}"
+    if not prepared.exists():
+        manifest = reworded(Manifest.load(out / "library" / "manifest.yaml"), WORDINGS.get(name))
+        prepare_library(
+            manifest, prepared, base=base, rank=arm_settings(config, name).hypernet.rank,
+            targets="raw" if name in RAW else "canonical", device=str(worker.device),
+        )  # fmt: skip
+    return PreparedLibrary.open(prepared)

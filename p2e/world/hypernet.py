@@ -88,7 +88,7 @@ def anchored(config: TrainConfig, library: PreparedLibrary) -> TrainConfig:
 
 
 def train_hypernet(out: Path, base: Any, text: Mapping[str, TextStates], config: TrainConfig, into: Path,
-                   pause: Pause, library: Path | None = None) -> Path:  # fmt: skip
+                   pause: Pause, library: PreparedLibrary | None = None) -> Path:  # fmt: skip
     """Trains the world's hypernetwork, or goes on with the run that `into` holds.
 
     Args:
@@ -97,8 +97,8 @@ def train_hypernet(out: Path, base: Any, text: Mapping[str, TextStates], config:
     Raises:
         Paused: it was due; the state is saved.
     """
-    paths = {"library": str(library or out / "prepared"), "output": str(into), "base": str(out / "base")}
-    prepared = PreparedLibrary.open(paths["library"])
+    prepared = library or PreparedLibrary.open(out / "prepared")
+    paths = {"library": prepared.path, "output": str(into), "base": str(out / "base")}
     config = anchored(config.model_copy(update=paths), prepared)
     if config.metric is not None:
         metric = config.metric.model_copy(update={"moments": str(out / config.metric.moments)})

@@ -35,13 +35,13 @@ SMALL = [
     "hypernet.precision=\"float32\"", "hypernet.sites_per_step=3", "hypernet.effects_per_step=2",
     "hypernet.hypernet.width=32", "hypernet.hypernet.heads=8", "hypernet.hypernet.layers=1",
     "finetune.steps=2", "finetune.clips=2", "finetune.clips_per_effect=1",
-    "ablations.steps=2", "ablations.arms=[\"no_weights\", \"hyperdreambooth\"]",
+    "ablations.steps=2", "ablations.arms=[\"no_weights\", \"hyperdreambooth\", \"ensemble\"]",
     'ablations.changes={"compile": false, "cuda_graph": false, "precision": "float32", "sites_per_step": 3, '
     '"effects_per_step": 2, "hypernet": {"width": 32, "heads": 8, "layers": 1}}',
     "main_table.scenes=1", "main_table.effects=2", "main_table.steps=1",
     f"main_table.columns={json.dumps([c for c in MAIN_COLUMNS if ':5' not in c and ':10' not in c])}",
     "ablation_table.scenes=1", "ablation_table.effects=2", "ablation_table.steps=1",
-    "ablation_table.columns=[\"base\", \"lora\", \"zero:ablations/no_weights\"]",
+    "ablation_table.columns=[\"base\", \"lora\", \"zero:ablations/no_weights\", \"zero:ablations/ensemble\"]",
 ]  # fmt: skip
 
 
