@@ -11,8 +11,8 @@ from p2e import __version__
 from p2e.bases import WeightReader
 from p2e.bases.base import Site
 from p2e.errors import InputError
+from p2e.hypernet.binding import Binding, read_sites
 from p2e.hypernet.checkpoint import Checkpoint
-from p2e.hypernet.model import Sites
 from p2e.lora.formats import LoraFormat, write_lora
 from p2e.lora.lora import Factors, Lora, Provenance
 from p2e.text import TextEncoder, TextStates, check_prompt
@@ -31,6 +31,7 @@ def predict_loras(
     *,
     strength: float = 1.0,
     dtype: torch.dtype = torch.float32,
+    binding: Binding | None = None,
 ) -> list[Lora]:
     """Predicts the LoRA of each prompt, at every site that the hypernetwork was trained on.
 
@@ -40,6 +41,7 @@ def predict_loras(
         encoder: the base's text encoder.
         strength: factor of the update.
         dtype: type of the returned factors, which are on the CPU.
+        binding: of this checkpoint to these weights, for whoever predicts more than once.
 
     Returns:
         One LoRA a prompt, in the order of `prompts`: of the hypernetwork's rank, or, for a prompt that asks for several
@@ -60,7 +62,7 @@ def predict_loras(
     whose, shares = (wanted // asked.strength.shape[1]).tolist(), asked.strength.flatten()[wanted]
     rows_of = [[row for row, owner in enumerate(whose) if owner == effect] for effect in range(len(texts))]
     factors: list[dict[str, Factors]] = [{} for _ in texts]
-    for sites, a, b in predict_factors(checkpoint, weights, asked.text[wanted]):
+    for sites, a, b in predict_factors(checkpoint, weights, asked.text[wanted], binding):
         for i, site in enumerate(sites):
             scale_a, scale_b = checkpoint.scales[site.key]
             a_site = (a[i].float() * scale_a).to("cpu", dtype)
@@ -129,13 +131,16 @@ def check_base(checkpoint: Checkpoint, weights: WeightReader) -> None:
 
 @torch.no_grad()
 def predict_factors(
-    checkpoint: Checkpoint, weights: WeightReader, states: TextStates
+    checkpoint: Checkpoint, weights: WeightReader, states: TextStates, binding: Binding | None = None
 ) -> Iterator[tuple[list[Site], Tensor, Tensor]]:
     """Predictions by chunks of sites of one shape, in the units of the training targets.
 
     Yields:
         sites, A^ [S, E, r, d_in], B^ [S, E, d_out, r], for all E effects of `states`.
     """
+    if binding is not None:
+        yield from binding.predict(states)
+        return
     for chunk in site_chunks(checkpoint, min(len(states.mask), EFFECTS_AT_ONCE)):
         groups = [read_sites(checkpoint, weights, sites) for sites in chunk]
         parts = []
@@ -159,18 +164,3 @@ def site_chunks(checkpoint: Checkpoint, effects: int) -> Iterator[list[list[Site
         count = max(1, CHUNK_BYTES // size)
         for start in range(0, len(sites), count):
             yield [sites[start : start + count]]
-
-
-def read_sites(checkpoint: Checkpoint, weights: WeightReader, sites: Sequence[Site]) -> Sites:
-    """What the network takes for sites of one shape, on its device and in its type."""
-    modules = checkpoint.base.modules
-    w0 = torch.stack([weights.read(site).to(torch.float32) for site in sites]).to(checkpoint.device)
-    block = torch.tensor([site.block for site in sites])
-    module = torch.tensor([modules.index(site.module) for site in sites])
-    prepared = checkpoint.model.prepare(w0, block, module)
-    cast = (
-        prepared.to(checkpoint.dtype)
-        if isinstance(prepared, Tensor)
-        else (prepared[0].to(checkpoint.dtype), prepared[1].to(checkpoint.dtype))
-    )
-    return Sites(cast, block.to(checkpoint.device), module.to(checkpoint.device))

@@ -19,9 +19,10 @@ from torch import Tensor
 from p2e.bases.base import Base
 from p2e.errors import FormatError, InputError
 
-__all__ = ["MAX_PROMPT_CHARACTERS", "TextEncoder", "TextStates", "check_prompt", "encoder_for"]
+__all__ = ["MAX_PROMPT_CHARACTERS", "PAD_TO", "TextEncoder", "TextStates", "check_prompt", "encoder_for"]
 
 MAX_PROMPT_CHARACTERS = 4000
+PAD_TO = 64  # positions, for the sake of attention kernels
 WORLD_TOKENS = 64
 
 
@@ -37,6 +38,13 @@ class TextStates:
 
     def to(self, device: str | torch.device) -> "TextStates":
         return TextStates(self.states.to(device), self.mask.to(device))
+
+    def without_padding(self) -> "TextStates":
+        """Without the positions at the end that no prompt has, which nothing attends to; a whole number of PAD_TO
+        positions stays. UMT5's 512 become 64 or 128."""
+        longest = int(self.mask.any(0).nonzero().max()) + 1
+        stop = -(-longest // PAD_TO) * PAD_TO
+        return TextStates(self.states[:, :stop].contiguous(), self.mask[:, :stop].contiguous())  # the rest is freed
 
 
 class TextEncoder(Protocol):

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from p2e.config import HypernetConfig
 
-__all__ = ["Attention", "Block", "FeedForward", "RMSNorm", "linear"]
+__all__ = ["Attention", "Block", "FeedForward", "KeysValues", "RMSNorm", "linear"]
+
+KeysValues = tuple[Tensor, Tensor]  # [..., H, N, k] each
 
 
 def linear(d_in: int, d_out: int, gain: float = 1.0) -> nn.Linear:
@@ -51,16 +53,17 @@ class Attention(nn.Module):
         """[..., N, d] -> [..., H, N, k]."""
         return self.query_norm(self.split(self.query(x)))
 
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, context: Tensor) -> KeysValues:
         """[..., N, d] -> twice [..., H, N, k]."""
         return self.key_norm(self.split(self.key(context))), self.split(self.value(context))
 
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, N, d], context [B, T, d], mask [B, T] True where it may be attended to -> [B, N, d]."""
-        keys, values = self.keys_values(context)
+    def forward(self, x: Tensor, context: Tensor | KeysValues, mask: Tensor | None = None) -> Tensor:
+        """x [B, N, d], context [B, T, d] or what `keys_values` made of it, mask [B, T] True where it may be attended
+        to -> [B, N, d]."""
+        keys, values = self.keys_values(context) if isinstance(context, Tensor) else context
         allowed = None if mask is None else mask[:, None, None, :]
         y = F.scaled_dot_product_attention(self.queries(x), keys, values, attn_mask=allowed)
         return self.out(y.transpose(1, 2).flatten(2))
@@ -98,8 +101,8 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(d)
         self.ffn = FeedForward(config, gain)
 
-    def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """x [E, S, n, d], text [E, T, d], mask [E, T] -> [E, S, n, d]."""
+    def forward(self, x: Tensor, text: Tensor | KeysValues, mask: Tensor) -> Tensor:
+        """x [E, S, n, d], text [E, T, d] or its keys and values, mask [E, T] -> [E, S, n, d]."""
         effects, sites, n, _ = x.shape
         y = self.self_norm(x).flatten(0, 1)
         x = x + self.self_attention(y, y).unflatten(0, (effects, sites))

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from p2e.bases.base import Base
 from p2e.config import HypernetConfig
-from p2e.hypernet.layers import Attention, Block, RMSNorm, linear
+from p2e.hypernet.layers import Attention, Block, KeysValues, RMSNorm, linear
 from p2e.hypernet.text import TextInput
 
 __all__ = ["Bound", "Hypernet", "Sites", "WeightTokens", "Weights", "position_codes"]
@@ -162,16 +162,33 @@ class Hypernet(nn.Module):
             b, a = torch.zeros_like(b), torch.zeros_like(a)
         return Bound(latents, self.decompress.queries(x), b, a)
 
-    def backbone(self, latents: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Equation 9: Z [S, n, d], token states [E, T, d_text], mask [E, T] -> E [E, S, n, d]; sites do not mix."""
+    def text_keys_values(self, text: Tensor) -> list[KeysValues]:
+        """Token states [E, T, d_text] -> keys and values of each block's attention to them, which no site changes."""
         states = self.text_norm(self.text(text))
-        x = latents.expand(len(text), -1, -1, -1)
-        for block in self.blocks:
-            x = block(x, states, text_mask)
+        return [block.text_attention.keys_values(states) for block in self.blocks]  # pyright: ignore
+
+    def backbone(self, latents: Tensor, text: Tensor | Sequence[KeysValues], text_mask: Tensor) -> Tensor:
+        """Equation 9: Z [S, n, d], token states [E, T, d_text] (or what `text_keys_values` made of them), mask [E, T]
+        -> E [E, S, n, d]; sites do not mix."""
+        states = [self.text_norm(self.text(text))] * len(self.blocks) if isinstance(text, Tensor) else text
+        x = latents.expand(len(text_mask), -1, -1, -1)
+        for block, state in zip(self.blocks, states, strict=True):
+            x = block(x, state, text_mask)
         return x
 
-    def decompressed(self, bound: Bound, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Equations 10 to 12: latents [E, S, n, d] -> A^ [S, E, r, d_in], B^ [S, E, d_out, r]."""
+    def heads(self) -> tuple[Tensor, Tensor]:
+        """The heads of B^ and A^ with the output projection of the decompressor folded in, [r, d] each."""
+        out = self.decompress.out.weight
+        return self.head_b.weight @ out, self.head_a.weight @ out
+
+    def decompressed(
+        self, bound: Bound, latents: Tensor, heads: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Equations 10 to 12: latents [E, S, n, d] -> A^ [S, E, r, d_in], B^ [S, E, d_out, r].
+
+        Args:
+            heads: what `heads` gives, where it is kept.
+        """
         sites, _, tokens, _ = bound.queries.shape
         effects, d_out = len(latents), bound.b.shape[1]
         keys, values = self.decompress.keys_values(self.latent_norm(latents))
@@ -179,8 +196,8 @@ class Hypernet(nn.Module):
         queries = bound.queries.flatten(0, 1).expand(effects, -1, -1, -1)
         y = F.scaled_dot_product_attention(queries, keys.flatten(1, 2), values.flatten(1, 2))
         y = y.transpose(1, 2).reshape(effects, tokens, sites, -1)
-        b = F.linear(y[:, :d_out], self.head_b.weight @ self.decompress.out.weight)
-        a = F.linear(y[:, d_out:], self.head_a.weight @ self.decompress.out.weight)
+        head_b, head_a = heads or self.heads()
+        b, a = F.linear(y[:, :d_out], head_b), F.linear(y[:, d_out:], head_a)
         return (a.permute(2, 0, 3, 1) + bound.a.mT[:, None]), (b.permute(2, 0, 1, 3) + bound.b[:, None])
 
     def predict_sites(self, groups: Sequence[Sites], text: Tensor, text_mask: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -27,9 +27,6 @@ from p2e.training.metric import SiteMetric, read_metric
 __all__ = ["Batch", "Group", "Records", "ResidentSource", "SiteReader", "Source", "StreamedSource", "open_source"]
 
 
-PAD_TO = 64  # positions
-
-
 class Batch(NamedTuple):
     """One step's input, a list entry a shape: sites, targets A* [S, E, r, d_in] and B* [S, E, d_out, r] in units of
     the site's scale, weight [S, E] (0 where not covered); token states [E, T, D] and mask [E, T] of all; share [E] of
@@ -129,14 +126,6 @@ class SiteReader:
         )
 
 
-def without_padding(text: TextStates) -> TextStates:
-    """Text without the positions at the end that no prompt has, which nothing attends to; a whole number of PAD_TO
-    positions stays, for the sake of attention kernels. UMT5's 512 become 64 or 128."""
-    longest = int(text.mask.any(0).nonzero().max()) + 1
-    stop = -(-longest // PAD_TO) * PAD_TO
-    return TextStates(text.states[:, :stop].contiguous(), text.mask[:, :stop].contiguous())  # the rest is freed
-
-
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """A small tensor on the device; the host does not wait for what the device still has to do."""
     if device.type == "cuda" and tensor.is_cpu:
@@ -195,7 +184,7 @@ class Source:
         of = torch.tensor([i for i, (_, count) in enumerate(self.prompts) for _ in range(count)])
         trained = torch.isin(of, torch.tensor(self.train))
         self.model.text_input.fit(states[trained.to(self.device)], of[trained])
-        return without_padding(self.model.text_input(states))
+        return self.model.text_input(states).without_padding()
 
     def _scales(self) -> dict[str, tuple[float, float]]:
         """(scale of A, of B) of the sites that some training effect covers; the others cannot be trained."""

@@ -11,8 +11,8 @@ from tiny_training import TinyRun
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from p2e.hypernet.layers import RMSNorm
-from p2e.text import TextStates
-from p2e.training.data import PAD_TO, Batch
+from p2e.text import PAD_TO, TextStates
+from p2e.training.data import Batch
 from p2e.training.loop import Trainer
 from p2e.training.step import Objective
 from ray_jobs.training.engine import compile_blocks
