@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from p2e.errors import FormatError, InputError, OutputError
+from p2e.staging import host_bytes
 
 __all__ = [
     "SafetensorsFile", "TensorSpec", "atomic_path", "file_sizes", "read_text", "sha256", "write_safetensors",
@@ -209,7 +210,8 @@ def file_sizes(folder: str | Path) -> dict[str, int]:
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes tensors, in the order given, without a second copy of the whole in memory.
+    """Writes tensors, in the order given, without a second copy of the whole in memory; those of a GPU come through two
+    pinned buffers, of which one fills while the other is written.
 
     Raises:
         OutputError: `path` cannot be written; nothing is left there.
@@ -226,10 +228,8 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            if flat.numel():
-                file.write(flat.view(torch.uint8).numpy().data)
+        for part in host_bytes(tensors.values()):
+            file.write(part.numpy().data)
 
 
 def read_text(path: str | Path) -> str:

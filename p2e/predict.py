@@ -32,6 +32,7 @@ def predict_loras(
     strength: float = 1.0,
     dtype: torch.dtype = torch.float32,
     binding: Binding | None = None,
+    device: str | torch.device | None = None,
 ) -> list[Lora]:
     """Predicts the LoRA of each prompt, at every site that the hypernetwork was trained on.
 
@@ -40,8 +41,10 @@ def predict_loras(
         weights: reads W0 of the base.
         encoder: the base's text encoder.
         strength: factor of the update.
-        dtype: type of the returned factors, which are on the CPU.
+        dtype: type of the returned factors.
         binding: of this checkpoint to these weights, for whoever predicts more than once.
+        device: where the factors are returned, the CPU if left out; on the checkpoint's own they never leave the GPU on
+            their way to a renderer's slot.
 
     Returns:
         One LoRA a prompt, in the order of `prompts`: of the hypernetwork's rank, or, for a prompt that asks for several
@@ -62,14 +65,18 @@ def predict_loras(
     whose, shares = (wanted // asked.strength.shape[1]).tolist(), asked.strength.flatten()[wanted]
     rows_of = [[row for row, owner in enumerate(whose) if owner == effect] for effect in range(len(texts))]
     factors: list[dict[str, Factors]] = [{} for _ in texts]
+    target = torch.device("cpu" if device is None else device)
     for sites, a, b in predict_factors(checkpoint, weights, asked.text[wanted], binding):
-        for i, site in enumerate(sites):
-            scale_a, scale_b = checkpoint.scales[site.key]
-            a_site = (a[i].float() * scale_a).to("cpu", dtype)
-            b_site = (b[i].float() * (scale_b * strength) * shares[:, None, None]).to("cpu", dtype)
-            for effect, rows in enumerate(rows_of):
-                factors[effect][site.key] = Factors(
-                    torch.cat([a_site[row] for row in rows], 0), torch.cat([b_site[row] for row in rows], 1)
+        scales = torch.tensor([checkpoint.scales[site.key] for site in sites], device=a.device)[..., None, None, None]
+        a = (a.float() * scales[:, 0]).to(dtype).to(target)
+        b = (b.float() * (scales[:, 1] * strength) * shares[:, None, None]).to(dtype).to(target)
+        for effect, rows in enumerate(rows_of):
+            for i, site in enumerate(sites):
+                parts = [(a[i, row], b[i, row]) for row in rows]
+                factors[effect][site.key] = (
+                    Factors(*parts[0])
+                    if len(parts) == 1
+                    else Factors(torch.cat([part[0] for part in parts], 0), torch.cat([part[1] for part in parts], 1))
                 )
     order = [site.key for site in checkpoint.base.sites if site.key in checkpoint.scales]
     return [
@@ -92,6 +99,7 @@ def predict_to_file(
     strength: float = 1.0,
     fmt: LoraFormat = "wan",
     dtype: torch.dtype = torch.bfloat16,
+    binding: Binding | None = None,
 ) -> list[Path]:
     """Predicts one LoRA and writes it, by default in original names (`diffusion_model.*.lora_{A,B}.weight`).
 
@@ -104,7 +112,9 @@ def predict_to_file(
         InputError: as for `predict_loras`.
         OutputError: `path` cannot be written; nothing is left there.
     """
-    lora = predict_loras(checkpoint, weights, [prompt], encoder, strength=strength)[0]
+    lora = predict_loras(
+        checkpoint, weights, [prompt], encoder, strength=strength, binding=binding, device=checkpoint.device
+    )[0]
     return write_lora(path, lora, checkpoint.base, fmt, dtype, lora.provenance.metadata)
 
 

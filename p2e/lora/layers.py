@@ -12,7 +12,7 @@ from p2e.errors import FormatError
 from p2e.files import SafetensorsFile
 from p2e.lora.keys import Key, Role, parse_key, refusal, shown
 
-__all__ = ["BASE_KEY", "EXPERT_KEY", "ZERO_KEY", "Layer", "LoraFile", "all_finite"]
+__all__ = ["BASE_KEY", "EXPERT_KEY", "ZERO_KEY", "Layer", "LoraFile", "all_finite", "first_not_finite"]
 
 # Header entries that p2e writes and understands; every other reader passes over them.
 BASE_KEY = "p2e.base"  # name of the base
@@ -172,6 +172,16 @@ class LoraFile:
 def all_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite. One pass: any such value shows in the sum."""
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first name whose tensor holds NaN or infinity. The host waits for a GPU once, not once a tensor."""
+    sums: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors.values():
+        sums.setdefault(tensor.device, []).append(tensor.sum(dtype=torch.float32))
+    if all(bool(torch.stack(found).isfinite().all()) for found in sums.values()):
+        return None
+    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
 
 
 def _locate(path: str | Path) -> str:

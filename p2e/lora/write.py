@@ -16,7 +16,7 @@ from torch import Tensor
 from p2e.bases.base import Base, Site
 from p2e.errors import InputError
 from p2e.files import DTYPE_NAMES, write_safetensors
-from p2e.lora.layers import BASE_KEY, EXPERT_KEY, ZERO_KEY, all_finite
+from p2e.lora.layers import BASE_KEY, EXPERT_KEY, ZERO_KEY, first_not_finite
 from p2e.lora.lora import Factors, Lora
 from p2e.lora.scales import HEADER_KEY
 
@@ -105,15 +105,16 @@ def _tensors(
     wanted = _wanted(base, sites, lora, fmt)
     rank = max((lora.factors[site.key].rank for site in sites if site.key in lora.factors), default=1)
     tensors: dict[str, Tensor] = {}
+    site_of: dict[str, str] = {}
     for site in wanted:
         for name, tensor in _site_tensors(site, lora, base, fmt, rank):
-            stored = tensor.to(dtype) if tensor.dim() else tensor  # an alpha stays exact
-            if not all_finite(stored):
-                raise InputError(
-                    f"{path}: {site.key} holds NaN, infinity or more than {dtype} can hold; check the LoRA, or write "
-                    "another type"
-                )
-            tensors[name] = stored
+            tensors[name] = tensor.to(dtype) if tensor.dim() else tensor  # an alpha stays exact
+            site_of[name] = site.key
+    if name := first_not_finite(tensors):
+        raise InputError(
+            f"{path}: {site_of[name]} holds NaN, infinity or more than {dtype} can hold; check the LoRA, or write "
+            "another type"
+        )
     header = {str(key): str(value) for key, value in metadata.items() if key not in _STALE}
     header[BASE_KEY] = base.name
     if expert is not None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from p2e.bases.base import Base, Site
 from p2e.errors import InputError
-from p2e.lora.lora import Lora
+from p2e.lora.lora import Factors, Lora
 
 __all__ = ["LoraSlot", "SiteSlot", "SlotReport"]
 
@@ -53,7 +53,7 @@ class SiteSlot(nn.Module):
         shapes = {"a": (max_rank, d_in), "b": (d_out, max_rank), "bias": (d_out,), "strength": ()}
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape, device=device, dtype=dtype), persistent=False)
-        self.rank = 0
+        self.rank, self.has_bias = 0, False
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """y plus the update of x."""
@@ -67,26 +67,59 @@ class SiteSlot(nn.Module):
         hidden = F.linear(x.to(a.dtype), a) * self.strength
         return y + F.linear(hidden, b, self.bias * self.strength).to(y.dtype)
 
-    def fill(self, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
-        """Copies A [r, d_in], B [d_out, r] and a bias update in, zeros behind them."""
-        rank = a.shape[0]
-        self.a[:rank].copy_(a)
-        self.a[rank:].zero_()
-        self.b[:, :rank].copy_(b)
-        self.b[:, rank:].zero_()
-        self.bias.zero_() if bias is None else self.bias.copy_(bias)
-        self.rank = max(rank, 1)
-
-    def empty(self) -> None:
-        if self.rank:
-            self.a.zero_()
-            self.b.zero_()
-            self.bias.zero_()
-            self.rank = 0
+    def views(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Ranks start to stop of A and B."""
+        return self.a[start:stop], self.b[:, start:stop]
 
 
 def _add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
     return layer.get_submodule(CHILD)(args[0], output)
+
+
+class _Swap:
+    """What a swap writes, gathered over all sites, so that a GPU does it in a few launches and not in thousands."""
+
+    def __init__(self) -> None:
+        self.targets: list[Tensor] = []
+        self.sources: list[Tensor] = []
+        self.cleared: list[Tensor] = []
+
+    def fill(
+        self,
+        slot: SiteSlot,
+        found: Sequence[tuple[Factors, float]],
+        deltas: Sequence[tuple[Tensor, float]],
+        rows: slice,
+    ) -> None:
+        """One slot: factors side by side, zeros behind them up to where the last swap wrote."""
+        end = 0
+        for factors, weight in found:
+            start, end = end, end + factors.rank
+            a, b = slot.views(start, end)
+            self.copy(a, factors.a)
+            self.copy(b, factors.b[rows], weight)
+        if slot.rank > end:
+            self.cleared += slot.views(end, slot.rank)
+        if deltas:
+            total = sum(delta[rows].to(slot.bias.device, torch.float32) * weight for delta, weight in deltas)
+            assert isinstance(total, Tensor)
+            self.copy(slot.bias, total)
+        elif slot.has_bias:
+            self.cleared.append(slot.bias)
+        slot.rank, slot.has_bias = max(end, int(bool(deltas))), bool(deltas)
+
+    def copy(self, target: Tensor, source: Tensor, weight: float = 1.0) -> None:
+        self.targets.append(target)
+        if weight == 1.0:
+            self.sources.append(source)
+        else:  # in float32: a weighted factor is rounded once
+            self.sources.append(source.to(target.device, torch.float32) * weight)
+
+    def run(self) -> None:
+        if self.targets:
+            torch._foreach_copy_(self.targets, self.sources, non_blocking=True)
+        if self.cleared:
+            torch._foreach_zero_(self.cleared)
 
 
 class LoraSlot:
@@ -175,28 +208,16 @@ class LoraSlot:
         """
         self._check(loras)
         self._check_strength(strength)
+        swap = _Swap()
         sites = biases = rank = 0
         for site, parts in self._sites():
-            device = parts[0][2].a.device
             found = [(lora.factors[site.key], weight) for lora, weight in loras if site.key in lora.factors]
-            deltas = [
-                lora.biases[site.key].to(device, torch.float32) * weight
-                for lora, weight in loras
-                if site.key in lora.biases
-            ]
-            if not found and not deltas:
-                for _, _, slot in parts:
-                    slot.empty()
-                continue
-            if found:
-                a = torch.cat([factors.a.to(device, torch.float32) for factors, _ in found])
-                b = torch.cat([factors.b.to(device, torch.float32) * weight for factors, weight in found], dim=1)
-            else:
-                a, b = torch.zeros(0, site.d_in), torch.zeros(site.d_out, 0)
-            bias = torch.stack(deltas).sum(0) if deltas else None
+            deltas = [(lora.biases[site.key], weight) for lora, weight in loras if site.key in lora.biases]
             for start, stop, slot in parts:
-                slot.fill(a, b[start:stop], None if bias is None else bias[start:stop])
-            sites, rank, biases = sites + 1, max(rank, a.shape[0]), biases + bool(deltas)
+                swap.fill(slot, found, deltas, slice(start, stop))
+            total = sum(factors.rank for factors, _ in found)
+            sites, rank, biases = sites + bool(found or deltas), max(rank, total), biases + bool(deltas)
+        swap.run()
         self.loaded = tuple(loras)
         self.set_strength(strength)
         return SlotReport(sites, rank, biases)
@@ -241,14 +262,16 @@ class LoraSlot:
         """Scales the update; 0 gives the base's output, 1 the LoRA as it is. Nothing is reloaded."""
         self._check_strength(strength)
         self.strength = strength
-        for slot in self._slots.values():
-            slot.strength.fill_(strength)
+        torch._foreach_zero_(strengths := [slot.strength for slot in self._slots.values()])
+        torch._foreach_add_(strengths, strength)
 
     @torch.no_grad()
     def clear(self) -> None:
         """Empties the slot: the transformer gives the base's output again, bit for bit."""
+        swap = _Swap()
         for slot in self._slots.values():
-            slot.empty()
+            swap.fill(slot, [], [], slice(None))
+        swap.run()
         self.loaded = ()
 
     def remove(self) -> None:
