@@ -28,7 +28,9 @@ def host_bytes(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
         buffer = torch.empty(flat.numel(), dtype=torch.uint8, pin_memory=True) if large else buffers[0]
         buffers.rotate(0 if large else 1)
         target = buffer[: flat.numel()].copy_(flat, non_blocking=True)
-        pending.append((target, torch.cuda.current_stream(flat.device).record_event()))
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(flat.device))
+        pending.append((target, event))
         if len(pending) == 2:
             yield arrived(pending.popleft())
     while pending:

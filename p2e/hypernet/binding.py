@@ -13,6 +13,7 @@ they are made anew from the base's weights in each prediction.
 Shapes: S sites of a piece, E effects, n latents a site, M weight tokens a site, H heads of width k, r rank.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p2e.bases import WeightReader
 from p2e.bases.base import Site
@@ -28,6 +29,7 @@ from p2e.config import Settings
 from p2e.errors import InputError
 from p2e.hypernet.binding_files import BindingFiles
 from p2e.hypernet.checkpoint import Checkpoint
+from p2e.hypernet.float8 import use_float8
 from p2e.hypernet.model import Bound, Hypernet, Sites
 from p2e.text import TextStates
 
@@ -42,12 +44,17 @@ class BindingConfig(Settings):
         host_gb: 1e9 bytes of queries kept in pinned host memory, for those that do not fit the device.
         piece_tokens: weight tokens of a piece; its queries take 2 d bytes a token in bfloat16.
         effects_at_once: prompts in one pass.
+        compile: compile the backbone's block and the decompressor, once for each size of piece, number of prompts and
+            multiple of 64 text tokens; another prompt compiles nothing.
+        fp8: matrix products of the backbone in float8 (e4m3), with a scale a row of each factor.
     """
 
     device_gb: float = 1e3
     host_gb: float = 1e3
     piece_tokens: int = 400_000
     effects_at_once: int = 8
+    compile: bool = False
+    fp8: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,10 @@ class Binding:
         model = checkpoint.model
         assert isinstance(model, Hypernet)
         self.checkpoint, self.weights, self.pieces, self.config = checkpoint, weights, tuple(pieces), config
-        self.model = model
+        self.model = prepared_model(model, config)
+        self._decompressed = self.model.decompressed
+        if config.compile:
+            self._decompressed = torch.compile(self.model.decompressed, dynamic=False)
         with torch.no_grad():
             self.heads = model.heads()
 
@@ -111,7 +121,7 @@ class Binding:
             found = []
             for states, mask in read:
                 latents = self.model.backbone(bound.latents, states, mask)
-                found.append(self.model.decompressed(bound, latents, self.heads))
+                found.append(self._decompressed(bound, latents, self.heads))
             yield list(piece.sites), torch.cat([a for a, _ in found], 1), torch.cat([b for _, b in found], 1)
 
     def _padded(self, text: TextStates) -> TextStates:
@@ -126,9 +136,7 @@ class Binding:
             queries, ready = ahead
             ahead = self._fetch(index + 1)
             if ready is not None:
-                stream = torch.cuda.current_stream(queries.device)
-                stream.wait_event(ready)
-                queries.record_stream(stream)
+                use_here(ready, queries)
             if piece.kept == "nowhere":
                 queries = self._made(piece)
             yield piece, piece.bound._replace(queries=queries)
@@ -145,11 +153,45 @@ class Binding:
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             queries = piece.bound.queries.to(device, non_blocking=True)
-            return queries, stream.record_event()
+            event = torch.cuda.Event()
+            event.record(stream)
+            return queries, event
 
     def _made(self, piece: Piece) -> Tensor:
         tokens, _ = self.model.weight_tokens(read_sites(self.checkpoint, self.weights, piece.sites))
         return self.model.decompress.queries(tokens)
+
+
+def use_here(ready: torch.cuda.Event, *tensors: Tensor) -> None:
+    """Lets the current stream use what another one has made, and keep its memory as long."""
+    stream = torch.cuda.current_stream(tensors[0].device)
+    stream.wait_event(ready)
+    for tensor in tensors:
+        tensor.record_stream(stream)
+
+
+def prepared_model(model: Hypernet, config: BindingConfig) -> Hypernet:
+    """The network as a binding runs it: its backbone in float8 or compiled, all else shared with the checkpoint's."""
+    if not (config.fp8 or config.compile):
+        return model
+    kept = copy.copy(model)  # modules of its own, the same parameters
+    kept._modules = dict(model._modules)
+    blocks = [copy_module(block) for block in model.blocks]
+    for block in blocks:
+        if config.fp8:
+            use_float8(block)
+        if config.compile:
+            block.compile(dynamic=False, fullgraph=True)
+    kept.blocks = nn.ModuleList(blocks)
+    return kept
+
+
+def copy_module(module: nn.Module) -> nn.Module:
+    """A module and its children anew, with the same parameters."""
+    found = copy.copy(module)
+    found._modules = {name: None if child is None else copy_module(child) for name, child in module._modules.items()}
+    found._parameters, found._buffers = dict(module._parameters), dict(module._buffers)
+    return found
 
 
 _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
@@ -191,11 +233,13 @@ def made(
     """Binds piece by piece; the next one is read from disk meanwhile."""
     plan = list(piece_sites(checkpoint, config.piece_tokens))
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(read_sites, checkpoint, weights, plan[0])
+        coming = pool.submit(read_ahead, checkpoint, weights, plan[0])
         for index, sites in enumerate(plan):
-            given = coming.result()
+            given, ready = coming.result()
+            if ready is not None:
+                use_here(ready, *(given.weights if isinstance(given.weights, tuple) else (given.weights,)))
             if index + 1 < len(plan):
-                coming = pool.submit(read_sites, checkpoint, weights, plan[index + 1])
+                coming = pool.submit(read_ahead, checkpoint, weights, plan[index + 1])
             with torch.no_grad():
                 bound = model.bind(given)
             if store is not None:
@@ -239,14 +283,30 @@ def piece_sites(checkpoint: Checkpoint, tokens: int) -> Iterator[tuple[Site, ...
         yield from (trained[start : start + size] for start in range(0, count, size))
 
 
+def read_ahead(
+    checkpoint: Checkpoint, weights: WeightReader, sites: Sequence[Site]
+) -> tuple[Sites, torch.cuda.Event | None]:
+    """`read_sites` beside what the GPU computes -> the sites, and what to wait for before they are used."""
+    if checkpoint.device.type != "cuda":
+        return read_sites(checkpoint, weights, sites), None
+    stream, event = copy_stream(checkpoint.device), torch.cuda.Event()
+    with torch.cuda.stream(stream):
+        found = read_sites(checkpoint, weights, sites)
+        event.record(stream)
+    return found, event
+
+
+@torch.no_grad()
 def read_sites(checkpoint: Checkpoint, weights: WeightReader, sites: Sequence[Site]) -> Sites:
     """What the network takes for sites of one shape, on its device and in its type."""
     base, device = checkpoint.base, checkpoint.device
     block = torch.tensor([site.block for site in sites])
     module = torch.tensor([base.modules.index(site.module) for site in sites])
     prepared = []
-    for i, site in enumerate(sites):  # one by one: in float32, all of them would be twice as large
-        found = checkpoint.model.prepare(weights.read(site).to(device, torch.float32)[None], block[[i]], module[[i]])
+    for i, site in enumerate(sites):  # one by one: what `prepare` needs may be far larger than what it gives
+        w0 = weights.read(site).to(device, non_blocking=True)
+        w0 = w0.to(torch.promote_types(w0.dtype, checkpoint.dtype))[None]
+        found = checkpoint.model.prepare(w0, block[[i]], module[[i]])
         prepared.append([part.to(checkpoint.dtype) for part in ((found,) if isinstance(found, Tensor) else found)])
     parts = [torch.cat(part) for part in zip(*prepared, strict=True)]
     return Sites(parts[0] if len(parts) == 1 else (parts[0], parts[1]), block.to(device), module.to(device))

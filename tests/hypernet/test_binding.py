@@ -12,6 +12,7 @@ from p2e.errors import FormatError, InputError
 from p2e.hypernet.binding import Binding, BindingConfig, bind, piece_sites, query_bytes
 from p2e.hypernet.binding_files import binding_name
 from p2e.hypernet.checkpoint import Checkpoint, load_checkpoint
+from p2e.hypernet.float8 import Float8Linear, to_float8
 from p2e.predict import predict_factors, predict_loras
 
 PROMPTS = ["melt it now", "and fly", "the picture will glow and zoom"]
@@ -104,7 +105,8 @@ def test_loras_from_a_binding_are_the_same(tiny: TinyRun) -> None:
     bound = predict_loras(checkpoint, tiny.weights, PROMPTS, tiny.encoder, strength=0.5, binding=binding)
     for x, y in zip(plain, bound, strict=True):
         assert list(x.factors) == list(y.factors) and x.provenance == y.provenance
-        assert error({k: tuple(v) for k, v in y.factors.items()}, {k: tuple(v) for k, v in x.factors.items()}) < 1e-5
+        found, known = ({key: (f.a, f.b) for key, f in lora.factors.items()} for lora in (y, x))
+        assert error(found, known) < 1e-5
 
 
 def test_an_ensemble_is_refused(tiny: TinyRun) -> None:
@@ -143,3 +145,45 @@ def test_a_damaged_or_unfinished_binding_is_not_used(tiny: TinyRun, tmp_path: Pa
     binding = bind(checkpoint, tiny.weights, config, tmp_path)
     assert error(predicted(tiny, checkpoint, binding), predicted(tiny, checkpoint)) < 1e-5
     bind(checkpoint, tiny.weights, config, tmp_path)
+
+
+def test_fp8_is_near_and_off_by_default(tiny: TinyRun) -> None:
+    checkpoint = opened(tiny)
+    known = predicted(tiny, checkpoint)
+    assert bind(checkpoint, tiny.weights).config.fp8 is False
+    low = predicted(tiny, checkpoint, bind(checkpoint, tiny.weights, BindingConfig(fp8=True)))
+    assert 1e-4 < error(low, known) < 0.1
+    assert error(predicted(tiny, checkpoint), known) == 0  # the checkpoint itself is as it was
+
+
+def test_fp8_products_are_those_of_rounded_factors() -> None:
+    layer = torch.nn.Linear(48, 64, bias=False)
+    x = torch.randn(3, 5, 48) * torch.logspace(-3, 3, 5)[:, None]  # rows of very different size
+    low = Float8Linear(layer)(x)
+    known = layer(x).detach()
+    assert float((low - known).norm(dim=-1).div(known.norm(dim=-1)).max()) < 0.05
+    assert not torch.equal(low, known)
+    assert torch.equal(Float8Linear(layer)(torch.zeros(2, 48)), torch.zeros(2, 64))
+    weight = layer.weight.detach()
+    rounded, scale = to_float8(weight)
+    assert float((rounded.float() * scale - weight).abs().max() / weight.abs().max()) < 2**-4
+
+
+def test_another_prompt_compiles_nothing(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: real(*args, **options | {"backend": "eager"}))
+    checkpoint = opened(tiny)
+    states = tiny.encoder.encode([*PROMPTS, "a", "spin the picture until it will ripple"])
+    binding = bind(checkpoint, tiny.weights, BindingConfig.parse(SMALL | {"compile": True, "effects_at_once": 1}))
+    torch._dynamo.reset()
+    found = [list(binding.predict(states[[0]]))]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        found += [list(binding.predict(states[[i]])) for i in range(1, len(states.mask))]
+    torch._dynamo.reset()
+    for i, some in enumerate(found):
+        for (sites, a, b), (known_sites, known_a, known_b) in zip(
+            some, bind(checkpoint, tiny.weights, BindingConfig.parse(SMALL)).predict(states[[i]]), strict=True
+        ):
+            assert sites == known_sites
+            torch.testing.assert_close(a, known_a, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(b, known_b, rtol=1e-4, atol=1e-5)
