@@ -11,8 +11,9 @@ from p2e import __version__
 from p2e.bases import WeightReader
 from p2e.bases.base import Site
 from p2e.errors import InputError
-from p2e.hypernet.binding import Binding, read_sites
+from p2e.hypernet.binding import Binding
 from p2e.hypernet.checkpoint import Checkpoint
+from p2e.hypernet.reading import read_sites
 from p2e.lora.formats import LoraFormat, write_lora
 from p2e.lora.lora import Factors, Lora, Provenance
 from p2e.text import TextEncoder, TextStates, check_prompt

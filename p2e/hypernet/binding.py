@@ -30,10 +30,11 @@ from p2e.errors import InputError
 from p2e.hypernet.binding_files import BindingFiles
 from p2e.hypernet.checkpoint import Checkpoint
 from p2e.hypernet.float8 import use_float8
-from p2e.hypernet.model import Bound, Hypernet, Sites
+from p2e.hypernet.model import Bound, Hypernet
+from p2e.hypernet.reading import copy_stream, read_ahead, read_sites, use_here
 from p2e.text import TextStates
 
-__all__ = ["Binding", "BindingConfig", "Piece", "bind", "piece_sites", "read_sites"]
+__all__ = ["Binding", "BindingConfig", "Piece", "bind", "piece_sites"]
 
 
 class BindingConfig(Settings):
@@ -162,14 +163,6 @@ class Binding:
         return self.model.decompress.queries(tokens)
 
 
-def use_here(ready: torch.cuda.Event, *tensors: Tensor) -> None:
-    """Lets the current stream use what another one has made, and keep its memory as long."""
-    stream = torch.cuda.current_stream(tensors[0].device)
-    stream.wait_event(ready)
-    for tensor in tensors:
-        tensor.record_stream(stream)
-
-
 def prepared_model(model: Hypernet, config: BindingConfig) -> Hypernet:
     """The network as a binding runs it: its backbone in float8 or compiled, all else shared with the checkpoint's."""
     if not (config.fp8 or config.compile):
@@ -192,13 +185,6 @@ def copy_module(module: nn.Module) -> nn.Module:
     found._modules = {name: None if child is None else copy_module(child) for name, child in module._modules.items()}
     found._parameters, found._buffers = dict(module._parameters), dict(module._buffers)
     return found
-
-
-_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
-
-
-def copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return _STREAMS.setdefault(device, torch.cuda.Stream(device))
 
 
 def bind(
@@ -281,32 +267,3 @@ def piece_sites(checkpoint: Checkpoint, tokens: int) -> Iterator[tuple[Site, ...
         divisor = max(size for size in range(1, min(most, count) + 1) if count % size == 0)
         size = divisor if 2 * divisor >= min(most, count) else math.ceil(count / math.ceil(count / most))
         yield from (trained[start : start + size] for start in range(0, count, size))
-
-
-def read_ahead(
-    checkpoint: Checkpoint, weights: WeightReader, sites: Sequence[Site]
-) -> tuple[Sites, torch.cuda.Event | None]:
-    """`read_sites` beside what the GPU computes -> the sites, and what to wait for before they are used."""
-    if checkpoint.device.type != "cuda":
-        return read_sites(checkpoint, weights, sites), None
-    stream, event = copy_stream(checkpoint.device), torch.cuda.Event()
-    with torch.cuda.stream(stream):
-        found = read_sites(checkpoint, weights, sites)
-        event.record(stream)
-    return found, event
-
-
-@torch.no_grad()
-def read_sites(checkpoint: Checkpoint, weights: WeightReader, sites: Sequence[Site]) -> Sites:
-    """What the network takes for sites of one shape, on its device and in its type."""
-    base, device = checkpoint.base, checkpoint.device
-    block = torch.tensor([site.block for site in sites])
-    module = torch.tensor([base.modules.index(site.module) for site in sites])
-    prepared = []
-    for i, site in enumerate(sites):  # one by one: what `prepare` needs may be far larger than what it gives
-        w0 = weights.read(site).to(device, non_blocking=True)
-        w0 = w0.to(torch.promote_types(w0.dtype, checkpoint.dtype))[None]
-        found = checkpoint.model.prepare(w0, block[[i]], module[[i]])
-        prepared.append([part.to(checkpoint.dtype) for part in ((found,) if isinstance(found, Tensor) else found)])
-    parts = [torch.cat(part) for part in zip(*prepared, strict=True)]
-    return Sites(parts[0] if len(parts) == 1 else (parts[0], parts[1]), block.to(device), module.to(device))
