@@ -4,7 +4,6 @@ The workers are those of a real job but that they write no checkpoints; one work
 """
 
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from eval.speed.inputs import SpeedInputs
+from eval.speed.lines import add_line
 from eval.speed.plan import PLANS, Case
 from eval.speed.steps import built_on, release, summary
 from ray_jobs.training.config import TrainJob
@@ -22,7 +22,7 @@ from ray_jobs.training.loggers import Loggers
 from ray_jobs.training.loop import Worker
 from ray_jobs.training.metrics import step_flops
 
-__all__ = ["add_line", "run_cases", "start_ray"]
+__all__ = ["run_cases", "start_ray"]
 
 
 class Reports:
@@ -75,12 +75,6 @@ def train_cases(settings: dict[str, Any]) -> None:
         worker.engine.close()
         del worker
         torch.distributed.barrier()
-
-
-def add_line(out: Path, line: dict[str, Any]) -> None:
-    """Appends a line at once: whatever ends the process, it stays."""
-    with out.open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def run_cases(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["copy_bandwidth", "matrix_rate", "seconds_per_call"]
+__all__ = ["copy_bandwidth", "float8_rate", "host_bandwidth", "matrix_rate", "seconds_per_call", "synchronise"]
 
 SECONDS = 0.3  # of each measurement; a GPU is warm by then
 REPEATS = 5
@@ -46,3 +46,22 @@ def copy_bandwidth(device: torch.device, size: int, seconds: float = SECONDS) ->
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * size / seconds_per_call(lambda: target.copy_(source), device, seconds)
+
+
+def float8_rate(device: torch.device, side: int, seconds: float = SECONDS) -> float:
+    """FLOP/s of a product of square matrices in float8, with a scale a row."""
+    a, b = (torch.randn(side, side, device=device).to(torch.float8_e4m3fn) for _ in range(2))
+    rows, columns = torch.ones(side, 1, device=device), torch.ones(1, side, device=device)
+
+    def product() -> object:
+        return torch._scaled_mm(a, b.mT, rows, columns, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+    return 2 * side**3 / seconds_per_call(product, device, seconds)
+
+
+def host_bandwidth(device: torch.device, size: int, seconds: float = SECONDS) -> float:
+    """Bytes a second from pinned host memory to the device (on a CPU: from memory to memory)."""
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8)
+    source = source.pin_memory() if device.type == "cuda" else source
+    target = torch.empty(size, dtype=torch.uint8, device=device)
+    return size / seconds_per_call(lambda: target.copy_(source, non_blocking=True), device, seconds)

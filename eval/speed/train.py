@@ -10,8 +10,6 @@
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,38 +19,15 @@ from typing import Any
 import torch
 import torch.distributed
 
-from eval.speed.cluster import add_line, run_cases, start_ray
+from eval.speed.cluster import run_cases, start_ray
 from eval.speed.inputs import make_inputs
+from eval.speed.lines import commit, emit, hardware, lines
 from eval.speed.plan import PLANS, Plan
 from eval.speed.rates import copy_bandwidth, matrix_rate
 from eval.speed.tables import table
 from p2e.training.setup import pick_device
 
 __all__ = ["main"]
-
-
-def emit(out: Path, line: dict[str, Any]) -> None:
-    """Prints a line and adds it to the file."""
-    print(json.dumps(line), flush=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    add_line(out, line)
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text().splitlines()]
-
-
-def hardware(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """Of this checkout; P2E_COMMIT where there is none."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("P2E_COMMIT", "unknown")
 
 
 def rates(plan: Plan, device: torch.device, seconds: float) -> dict[str, Any]:

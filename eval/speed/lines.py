@@ -1,0 +1,70 @@
+"""The lines of a measurement: JSON, one a case, in a file as soon as it is there, with where it was made."""
+
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.speed.rates import synchronise
+
+__all__ = ["add_line", "commit", "emit", "hardware", "lines", "timed"]
+
+
+def add_line(out: Path, line: dict[str, Any]) -> None:
+    """Appends a line at once: whatever ends the process, it stays."""
+    with out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def emit(out: Path, line: dict[str, Any]) -> None:
+    """Prints a line and adds it to the file."""
+    print(json.dumps(line), flush=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    add_line(out, line)
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def hardware(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """Of this checkout; P2E_COMMIT where there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("P2E_COMMIT", "unknown")
+
+
+def timed(function: Callable[[int], object], device: torch.device, repeats: int) -> dict[str, Any]:
+    """Calls a function with 0, 1, ... -> median and spread in seconds, the first call apart, and peak memory in 1e9
+    bytes."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = []
+    for index in range(1 + repeats):
+        synchronise(device)
+        start = time.perf_counter()
+        kept = function(index)
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+        del kept
+    warm = sorted(seconds[1:])
+    peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+    return {
+        "seconds": statistics.median(warm), "least": warm[0], "most": warm[-1], "first": seconds[0], "memory_gb": peak,
+    }  # fmt: skip

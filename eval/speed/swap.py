@@ -1,0 +1,194 @@
+"""Measures the LoRA slot on a whole transformer: one JSON line a case, then a table.
+
+    python -m eval.speed.swap --out swap.jsonl            # Wan2.1-I2V-14B with random weights, 81 frames of 480 x 832
+    python -m eval.speed.swap --plan tiny --device cpu
+
+A denoising step without a slot and with one of rank 32, both compiled block by block in the same process; swaps of
+LoRAs that lie on the same device, single and mixed, and changes of strength, with the graphs counted that they make
+torch.compile build; and a checksum of the base's weights before and after. The floor of a swap is what copying the
+factors takes at the copy bandwidth.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eval.speed.inputs import Size, speed_base
+from eval.speed.lines import commit, emit, hardware, lines, timed
+from eval.speed.rates import copy_bandwidth
+from p2e.bases.base import Base
+from p2e.bases.wan import WAN_BASES
+from p2e.lora.lora import Factors, Lora
+from p2e.render.slot import LoraSlot
+from p2e.training.setup import pick_device
+
+__all__ = ["PLANS", "Plan", "checksum", "main", "random_lora", "table"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A transformer and what it denoises.
+
+    Attributes:
+        latent: [frames, height, width] of the latent video.
+        tokens: of the prompt; the image branch has 257 tokens.
+        rank: of the slot and of the LoRAs.
+        repeats: of a step; swaps are repeated ten times as often.
+    """
+
+    base: Base
+    latent: tuple[int, int, int] = (21, 60, 104)
+    tokens: int = 512
+    rank: int = 32
+    dtype: torch.dtype = torch.bfloat16
+    repeats: int = 3
+    copy_bytes: int = 4 << 30
+    backend: str = "inductor"
+
+
+PLANS = {
+    "paper": Plan(WAN_BASES["wan2.1-i2v-14b"]),
+    "tiny": Plan(
+        speed_base(Size(blocks=2, heads=2, head_dim=16, ffn=48, text_width=24)), latent=(2, 4, 4), tokens=8, rank=4,
+        dtype=torch.float32, repeats=2, copy_bytes=1 << 16, backend="eager",
+    ),
+}  # fmt: skip
+
+
+def random_transformer(plan: Plan, device: torch.device) -> Any:
+    """The diffusers transformer of the base, its weights drawn on the device."""
+    import diffusers
+
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(plan.dtype)
+    try:
+        with device:
+            model = getattr(diffusers, plan.base.diffusers_class)(**plan.base.diffusers_config)
+    finally:
+        torch.set_default_dtype(kept)
+    return model.eval().requires_grad_(False)
+
+
+def random_lora(base: Base, rank: int, device: torch.device, dtype: torch.dtype, seed: int) -> Lora:
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device).mul_(0.01).to(dtype)
+
+    return Lora(base.name, {s.key: Factors(draw(rank, s.d_in), draw(s.d_out, rank)) for s in base.sites})
+
+
+def checksum(model: nn.Module) -> int:
+    """Of all parameters, bit for bit and in order."""
+    total = 0
+    for value in model.parameters():
+        bits = value.detach().contiguous().view(torch.uint8).flatten()
+        for part in bits.split(1 << 26):
+            places = torch.arange(part.numel(), device=part.device) % 65521 + 1
+            total = (total * 31 + int((part.long() * places).sum())) % (1 << 61)
+    return total
+
+
+def denoiser(model: Any, plan: Plan, device: torch.device) -> Callable[[int], Tensor]:
+    """One denoising step of random latents."""
+    config, generator = plan.base.diffusers_config, torch.Generator(device).manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device).to(plan.dtype)
+
+    inputs = {
+        "hidden_states": draw(1, config["in_channels"], *plan.latent), "timestep": torch.tensor([500.0], device=device),
+        "encoder_hidden_states": draw(1, plan.tokens, config["text_dim"]),
+        "encoder_hidden_states_image": draw(1, 257, config["image_dim"]) if config.get("image_dim") else None,
+    }  # fmt: skip
+
+    @torch.no_grad()
+    def step(_: int) -> Tensor:
+        return model(**inputs, return_dict=False)[0]
+
+    return step
+
+
+def compiled(model: Any, plan: Plan) -> None:
+    torch._dynamo.reset()
+    model.compile_repeated_blocks(fullgraph=True, backend=plan.backend)
+
+
+def built() -> int:
+    """Graphs that torch.compile has built so far."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def run(plan: Plan, device: torch.device, out: Path) -> None:
+    model = random_transformer(plan, device)
+    step = denoiser(model, plan, device)
+    compiled(model, plan)
+    without = timed(step, device, plan.repeats)
+    emit(out, {"kind": "step", "name": "a step, no slot", **without})
+    before = checksum(model)
+    slot = LoraSlot(model, plan.base, plan.rank)
+    compiled(model, plan)
+    empty = step(0)
+    loras = [random_lora(plan.base, rank, device, plan.dtype, seed) for seed, rank in enumerate([plan.rank] * 2)]
+    halves = [random_lora(plan.base, plan.rank // 2, device, plan.dtype, 9 + seed) for seed in range(2)]
+    slot.load(loras[0])
+    size = sum(2 * f.numel() * f.itemsize for factors in loras[0].factors.values() for f in factors)
+    bandwidth = copy_bandwidth(device, plan.copy_bytes)
+    graphs = built()
+    found = timed(step, device, plan.repeats)
+    cost = found["seconds"] / without["seconds"] - 1
+    emit(out, {"kind": "step", "name": f"a step, slot of rank {plan.rank}", "cost": cost, **found})
+    swaps: dict[str, Callable[[int], object]] = {
+        "swap": lambda i: slot.load(loras[i % 2]),
+        "mix of two": lambda i: slot.load_mixed([(halves[i % 2], 0.7), (halves[1 - i % 2], 0.4)]),
+        "strength": lambda i: slot.set_strength(0.1 * i),
+    }
+    outputs = []
+    for name, swap in swaps.items():
+        floor = 0.0 if name == "strength" else size / bandwidth
+        emit(out, {"kind": "swap", "name": name, "floor": floor, **timed(swap, device, 10 * plan.repeats)})
+        outputs.append(step(0))
+    slot.clear()
+    same = torch.equal(step(0), empty)
+    emit(out, {
+        "kind": "base", "same_weights": checksum(model) == before, "same_output_when_cleared": same,
+        "outputs_differ": not torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], empty),
+        "recompilations": built() - graphs,
+    })  # fmt: skip
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    rows = ["| case | seconds (least to most) | floor | note |", "|---|---|---|---|"]
+    for line in found:
+        if line["kind"] in ("step", "swap"):
+            note = f"{line['cost']:+.1%} of a step without" if "cost" in line else ""
+            floor = f"{line['floor']:.4f}" if line.get("floor") else ""
+            spread = f"{line['seconds']:.4f} ({line['least']:.4f} to {line['most']:.4f})"
+            rows.append(f"| {line['name']} | {spread} | {floor} | {note} |")
+        elif line["kind"] == "base":
+            rows.append(f"| base bit-identical | {line['same_weights']} | | {line['recompilations']} recompilations |")
+    return "\n".join(rows)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.speed.swap", description=__doc__)
+    parser.add_argument("--plan", choices=sorted(PLANS), default="paper")
+    parser.add_argument("--out", type=Path, default=Path("swap.jsonl"), help="file that lines are added to")
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args(given)
+    device = pick_device(arguments.device)
+    emit(arguments.out, {"kind": "rates", "device": hardware(device), "torch": torch.__version__, "commit": commit()})
+    run(PLANS[arguments.plan], device, arguments.out)
+    print(table(lines(arguments.out)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
