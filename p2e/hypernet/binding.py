@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from p2e.bases import WeightReader
@@ -50,10 +51,10 @@ class BindingConfig(Settings):
         fp8: matrix products of the backbone in float8 (e4m3), with a scale a row of each factor.
     """
 
-    device_gb: float = 1e3
-    host_gb: float = 1e3
-    piece_tokens: int = 400_000
-    effects_at_once: int = 8
+    device_gb: float = Field(default=1e3, ge=0)
+    host_gb: float = Field(default=1e3, ge=0)
+    piece_tokens: int = Field(default=400_000, ge=1)
+    effects_at_once: int = Field(default=8, ge=1)
     compile: bool = False
     fp8: bool = False
 
