@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from p2e.config import TrainConfig
 from p2e.files import sha256, write_safetensors, write_text
 from p2e.lora.prepared import INDEX, SITES, EffectIndex, Index, PreparedLibrary, SiteIndex
 from p2e.text import TextStates
-from ray_jobs.training.inputs import Inputs
+
+if TYPE_CHECKING:
+    from ray_jobs.training.inputs import Inputs
 
 __all__ = ["RandomEncoder", "Size", "SpeedInputs", "make_inputs", "speed_base"]
 
@@ -93,7 +96,9 @@ class SpeedInputs:
     folder: Path
     size: Size
 
-    def __call__(self, config: TrainConfig) -> Inputs:
+    def __call__(self, config: TrainConfig) -> "Inputs":
+        from ray_jobs.training.inputs import Inputs  # what needs no Ray is measured without it
+
         base = speed_base(self.size)
         weights = WeightReader(base, self.folder / WEIGHTS)
         return Inputs(base, weights, PreparedLibrary.open(config.library), lambda: RandomEncoder(self.size))
