@@ -281,6 +281,9 @@ class RenderConfig(Settings):
         guidance: classifier-free guidance scale; 1 or less leaves the second pass out.
         negative_prompt: what guidance leads away from; "" stands for no text at all (zero states).
         max_rank: rank of the LoRA slot.
+        schedule: "base", the pipeline's own scheduler; or "euler", Euler steps of the flow, which bases and LoRAs that
+            were distilled to a few steps are made for (they also want a guidance of 1).
+        shift: of the euler schedule's times towards noise.
     """
 
     height: int = Field(default=96, ge=16, le=4096)
@@ -291,3 +294,5 @@ class RenderConfig(Settings):
     guidance: float = Field(default=1.0, ge=0, le=100)
     negative_prompt: str = ""
     max_rank: int = Field(default=64, ge=1, le=4096)
+    schedule: Literal["base", "euler"] = "base"
+    shift: float = Field(default=5.0, gt=0, le=100)

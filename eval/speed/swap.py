@@ -12,67 +12,21 @@ factors takes at the copy bandwidth.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from eval.speed.inputs import Size, speed_base
 from eval.speed.lines import commit, emit, hardware, lines, timed
 from eval.speed.rates import copy_bandwidth
+from eval.speed.transformer import PLANS, Plan, compiled, denoiser, random_transformer
 from p2e.bases.base import Base
-from p2e.bases.wan import WAN_BASES
 from p2e.lora.lora import Factors, Lora
 from p2e.render.slot import LoraSlot
 from p2e.training.setup import pick_device
 
-__all__ = ["PLANS", "Plan", "checksum", "main", "random_lora", "table"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A transformer and what it denoises.
-
-    Attributes:
-        latent: [frames, height, width] of the latent video.
-        tokens: of the prompt; the image branch has 257 tokens.
-        rank: of the slot and of the LoRAs.
-        repeats: of a step; swaps are repeated ten times as often.
-    """
-
-    base: Base
-    latent: tuple[int, int, int] = (21, 60, 104)
-    tokens: int = 512
-    rank: int = 32
-    dtype: torch.dtype = torch.bfloat16
-    repeats: int = 3
-    copy_bytes: int = 4 << 30
-    backend: str = "inductor"
-
-
-PLANS = {
-    "paper": Plan(WAN_BASES["wan2.1-i2v-14b"]),
-    "tiny": Plan(
-        speed_base(Size(blocks=2, heads=2, head_dim=16, ffn=48, text_width=24)), latent=(2, 4, 4), tokens=8, rank=4,
-        dtype=torch.float32, repeats=2, copy_bytes=1 << 16, backend="eager",
-    ),
-}  # fmt: skip
-
-
-def random_transformer(plan: Plan, device: torch.device) -> Any:
-    """The diffusers transformer of the base, its weights drawn on the device."""
-    import diffusers
-
-    kept = torch.get_default_dtype()
-    torch.set_default_dtype(plan.dtype)
-    try:
-        with device:
-            model = getattr(diffusers, plan.base.diffusers_class)(**plan.base.diffusers_config)
-    finally:
-        torch.set_default_dtype(kept)
-    return model.eval().requires_grad_(False)
+__all__ = ["checksum", "main", "random_lora", "table"]
 
 
 def random_lora(base: Base, rank: int, device: torch.device, dtype: torch.dtype, seed: int) -> Lora:
@@ -93,31 +47,6 @@ def checksum(model: nn.Module) -> int:
             places = torch.arange(part.numel(), device=part.device) % 65521 + 1
             total = (total * 31 + int((part.long() * places).sum())) % (1 << 61)
     return total
-
-
-def denoiser(model: Any, plan: Plan, device: torch.device) -> Callable[[int], Tensor]:
-    """One denoising step of random latents."""
-    config, generator = plan.base.diffusers_config, torch.Generator(device).manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device=device).to(plan.dtype)
-
-    inputs = {
-        "hidden_states": draw(1, config["in_channels"], *plan.latent), "timestep": torch.tensor([500.0], device=device),
-        "encoder_hidden_states": draw(1, plan.tokens, config["text_dim"]),
-        "encoder_hidden_states_image": draw(1, 257, config["image_dim"]) if config.get("image_dim") else None,
-    }  # fmt: skip
-
-    @torch.no_grad()
-    def step(_: int) -> Tensor:
-        return model(**inputs, return_dict=False)[0]
-
-    return step
-
-
-def compiled(model: Any, plan: Plan) -> None:
-    torch._dynamo.reset()
-    model.compile_repeated_blocks(fullgraph=True, backend=plan.backend)
 
 
 def built() -> int:

@@ -30,6 +30,10 @@ def render(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; the base's own if left out.")] = None,
     height: Annotated[int | None, typer.Option(min=16, help="Pixels; the base's own if left out.")] = None,
     width: Annotated[int | None, typer.Option(min=16, help="Pixels; the base's own if left out.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="base, the base's own; or euler, for what was distilled to a few steps.")
+    ] = None,
+    shift: Annotated[float | None, typer.Option(help="Of the euler schedule; 5.")] = None,
     scale: Annotated[int, typer.Option(min=1, max=16, help="Enlarge the video by this whole factor.")] = 1,
     device: Device = None,
 ) -> None:
@@ -52,7 +56,7 @@ def render(
     with progress_bar("denoising") as update:
         clip = renderer.render(
             picture, text, lora=loras, seed=seed, steps=steps, frames=frames, guidance=guidance, height=height,
-            width=width, callback=update,
+            width=width, schedule=schedule, shift=shift, callback=update,
         )  # fmt: skip
     write_video(output, clip, scale=scale)
     print(f"wrote {output}: {len(clip)} frames of {clip.size[1]} x {clip.size[0]}, {clip.fps:g} a second")

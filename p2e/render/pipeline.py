@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanImageToVideoPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -23,6 +24,7 @@ from p2e.config import RenderConfig
 from p2e.errors import FormatError, InputError
 from p2e.lora.lora import Lora
 from p2e.render.batch import BatchPipeline
+from p2e.render.conditions import keep_conditions
 from p2e.render.defaults import render_defaults
 from p2e.render.image import fit_image
 from p2e.render.prompts import PromptCache
@@ -30,7 +32,7 @@ from p2e.render.slot import LoraSlot
 from p2e.render.video import Clip
 from p2e.text import TextEncoder, TextStates, encoder_for
 
-__all__ = ["Renderer"]
+__all__ = ["Renderer", "use_attention"]
 
 Mix = Lora | Sequence[tuple[Lora, float]]
 Picture = Image.Image | NDArray[Any]
@@ -71,6 +73,7 @@ class Renderer:
         self._prompts = PromptCache(lambda: encoder or encoder_for(base, folder))
         self._lock = threading.Lock()
         self._batch: Any = None
+        self._scheduler = pipe.scheduler
         transformers = {
             expert: getattr(pipe, name) for expert, name in base.subfolders.items() if getattr(pipe, name, None)
         }
@@ -82,6 +85,7 @@ class Renderer:
             raise InputError(f"{base.name} cannot start from an image; render with an image-to-video base")
         self.slot = LoraSlot(transformers, base, self.settings.max_rank)
         pipe.set_progress_bar_config(disable=True)
+        keep_conditions(pipe)
 
     @classmethod
     def open(
@@ -92,12 +96,14 @@ class Renderer:
         *,
         settings: RenderConfig | None = None,
         compile: bool = False,
+        attention: str | None = None,
     ) -> "Renderer":
         """Opens the shipped world's base by the name "world", or a local diffusers pipeline folder of a Wan base.
 
         Args:
             dtype: of the transformer and its slot; the autoencoder stays in float32.
             compile: compile the transformer's blocks; swaps of LoRAs do not recompile.
+            attention: backend of diffusers' attention, such as "_native_cudnn" or "flash"; None is PyTorch's choice.
 
         Raises:
             InputError: there is no such folder or device, or the base cannot be rendered.
@@ -122,9 +128,11 @@ class Renderer:
         except (RuntimeError, AssertionError, ValueError) as error:
             raise InputError(f"device {device} cannot be used ({str(error).splitlines()[0][:120]}); try cpu") from None
         renderer = cls(pipe, base, folder=path, settings=settings)
-        if compile:
-            for name in base.subfolders.values():
-                getattr(pipe, name).compile_repeated_blocks(fullgraph=True)
+        for transformer in (getattr(pipe, name) for name in base.subfolders.values()):
+            if attention is not None:
+                use_attention(transformer, attention)
+            if compile:
+                transformer.compile_repeated_blocks(fullgraph=True)
         return renderer
 
     def encode(self, prompts: Sequence[str]) -> TextStates:
@@ -150,6 +158,8 @@ class Renderer:
         height: int | None = None,
         width: int | None = None,
         negative: str | TextStates | None = None,
+        schedule: str | None = None,
+        shift: float | None = None,
         callback: Callable[[int, int], None] | None = None,
     ) -> Clip:
         """One clip that starts from `image`. On one machine the same arguments give the same bytes.
@@ -160,7 +170,7 @@ class Renderer:
             lora: a LoRA, or several with weights to mix; None renders the base.
             strength: scale of the LoRA's update; 0 is the base.
             seed: of the initial noise, 0 to 2^63 - 1.
-            frames, steps, guidance, height, width: None takes `self.settings`.
+            frames, steps, guidance, height, width, schedule, shift: None takes `self.settings`.
             negative: prompt or states for guidance above 1; None takes `self.settings.negative_prompt`.
             callback: called with (steps done, steps) after every step; what it raises ends the render.
 
@@ -170,7 +180,7 @@ class Renderer:
         clips = self.render_batch(
             [image], None if prompt is None else [prompt], states=states, lora=lora, strength=strength, seeds=[seed],
             frames=frames, steps=steps, guidance=guidance, height=height, width=width, negative=negative,
-            callback=callback,
+            schedule=schedule, shift=shift, callback=callback,
         )  # fmt: skip
         return clips[0]
 
@@ -189,13 +199,16 @@ class Renderer:
         height: int | None = None,
         width: int | None = None,
         negative: str | TextStates | None = None,
+        schedule: str | None = None,
+        shift: float | None = None,
         callback: Callable[[int, int], None] | None = None,
     ) -> list[Clip]:
         """N clips with one LoRA in one pass: an image each, a prompt and a seed each or one for all.
 
         Each clip is that of `render` up to the rounding of batched products. Arguments and errors are as there.
         """
-        asked = {"frames": frames, "steps": steps, "guidance": guidance, "height": height, "width": width}
+        asked = {"frames": frames, "steps": steps, "guidance": guidance, "height": height, "width": width,
+                 "schedule": schedule, "shift": shift}  # fmt: skip
         known = self.settings.model_dump()
         settings = RenderConfig.parse({**known, **{k: v for k, v in asked.items() if v is not None}}, "render")
         self._check_size(settings)
@@ -275,6 +288,7 @@ class Renderer:
             return {}
 
         def call(pipe: Any, image: Any, part: slice, generator: Any) -> Tensor:
+            pipe.scheduler = scheduler
             return pipe(
                 image=image, prompt_embeds=text[part].to(pipe._execution_device),
                 negative_prompt_embeds=None if negative is None else negative[part].to(pipe._execution_device),
@@ -283,6 +297,9 @@ class Renderer:
                 output_type="pt", callback_on_step_end=on_step,
             ).frames  # fmt: skip
 
+        scheduler = self._scheduler
+        if settings.schedule == "euler":
+            scheduler = FlowMatchEulerDiscreteScheduler(shift=settings.shift)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         if len(pictures) == 1 or self._config.image_dim is not None:  # CLIP states are repeated as conditions are
             each = [call(self.pipe, p, slice(i, i + 1), generators[i]) for i, p in enumerate(pictures)]
@@ -293,3 +310,18 @@ class Renderer:
             self._batch.set_progress_bar_config(disable=True)
         image = self.pipe.video_processor.pil_to_numpy(pictures)
         return call(self._batch, self.pipe.video_processor.numpy_to_pt(image), slice(None), generators)
+
+
+def use_attention(transformer: Any, backend: str) -> None:
+    """Sets the backend of a diffusers transformer's attention, and of no other's: diffusers itself also makes it that
+    of all models which have none of their own.
+
+    Raises:
+        InputError: diffusers knows no such backend, or it cannot be used here.
+    """
+    try:
+        with attention_backend(AttentionBackendName.NATIVE):  # puts back what was set before
+            transformer.set_attention_backend(backend)
+    except (ValueError, RuntimeError, ImportError) as error:
+        cause = " ".join(str(error).split())[:160]
+        raise InputError(f"attention backend {backend!r} cannot be used ({cause}); leave it out") from None

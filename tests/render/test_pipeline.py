@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import tiny_base, tiny_lora, tiny_pipeline, tiny_states
+from tiny import tiny_base, tiny_lora, tiny_pipeline, tiny_states, tiny_transformer
 
 from p2e.config import RenderConfig
 from p2e.errors import FormatError, InputError
 from p2e.lora.formats import write_lora
-from p2e.render.pipeline import Renderer
+from p2e.render.conditions import Kept, clip_name, picture_name
+from p2e.render.pipeline import Renderer, use_attention
 from p2e.render.prompts import PromptCache
 from p2e.text import TextStates
 
@@ -144,6 +147,70 @@ def test_the_prompts_used_last_are_kept() -> None:
     assert encoder.seen == ["a", "b", "c", "b"]
     with pytest.raises(InputError, match="put the prompt in a list"):
         cache.encode("a")
+
+
+def test_an_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tiny_pipeline()
+    seen: list[int] = []
+    encode = pipe.vae.encode
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: seen.append(1) or encode(x))
+    renderer = Renderer(pipe, tiny_base(), settings=TINY)
+    fresh = Renderer(tiny_pipeline(), tiny_base(), settings=TINY)
+    other = 255 - IMAGE
+    for image, options in ((IMAGE, {}), (IMAGE, {"lora": tiny_lora()}), (other, {}), (IMAGE, {"seed": 3})):
+        assert np.array_equal(frames(renderer, image, **options), frames(fresh, image, **options))
+    assert len(seen) == 2
+    frames(renderer, frames=9)  # another clip
+    renderer.render_batch([IMAGE, other], states=STATES)
+    assert len(seen) == 3
+
+
+def test_the_images_used_last_are_kept() -> None:
+    seen: list[str] = []
+    kept = Kept(lambda thing, mode="x": seen.append(thing) or thing + mode, lambda thing: thing or None, size=2)
+    for thing in "aabcab":
+        assert kept(thing) == thing + "x"
+    assert kept("b", mode="y") == "by" and kept("") == kept("") == "x"
+    assert seen == ["a", "b", "c", "a", "b", "b", "", ""]
+
+
+def test_only_clips_that_begin_with_a_picture_are_known() -> None:
+    clip = torch.zeros(1, 3, 5, 4, 4)
+    clip[:, :, 0] = 1
+    last, inner = clip.clone(), clip.clone()
+    last[:, :, -1] = 0.5
+    inner[:, :, 2] = 0.5
+    names = [clip_name(clip), clip_name(last), clip_name(clip[:, :, :4]), clip_name(clip.bfloat16())]
+    assert None not in names and len(set(names)) == 4 and clip_name(clip.clone()) == names[0]
+    assert clip_name(inner) is None and clip_name(clip[0]) is None
+    pictures = [Image.fromarray(IMAGE), IMAGE, torch.from_numpy(IMAGE), Image.fromarray(255 - IMAGE)]
+    assert len({picture_name(picture) for picture in pictures}) == 4 and picture_name(pictures) is None
+
+
+def test_euler_steps_for_what_was_distilled(renderer: Renderer) -> None:
+    plain = tiny_pipeline()
+    plain.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    plain.set_progress_bar_config(disable=True)
+    video = plain(
+        image=Image.fromarray(IMAGE), prompt_embeds=STATES.states, height=32, width=32, num_frames=5,
+        num_inference_steps=2, guidance_scale=1.0, generator=torch.Generator("cpu").manual_seed(0), output_type="np",
+    ).frames[0]  # fmt: skip
+    base = frames(renderer, steps=2)
+    euler = frames(renderer, steps=2, schedule="euler", shift=3.0)
+    assert np.array_equal(euler, (video * 255).round().astype(np.uint8))
+    assert not np.array_equal(frames(renderer, steps=2, schedule="euler", shift=1.0), euler)
+    assert np.array_equal(frames(renderer, steps=2), base) and not np.array_equal(base, euler)  # and back
+    with pytest.raises(InputError, match="schedule"):
+        frames(renderer, schedule="fastest")
+
+
+def test_the_backend_of_attention_can_be_chosen(renderer: Renderer) -> None:
+    with pytest.raises(InputError, match="attention backend 'fastest' cannot be used"):
+        use_attention(tiny_transformer(), "fastest")
+    math = Renderer(tiny_pipeline(), tiny_base(), settings=TINY)
+    use_attention(math.pipe.transformer, "_native_math")
+    assert _AttentionBackendRegistry.get_active_backend()[0] == "native"  # of all others
+    assert np.abs(frames(math).astype(int) - frames(renderer).astype(int)).max() <= 1
 
 
 def test_guidance_leads_away_from_the_negative(renderer: Renderer) -> None:
