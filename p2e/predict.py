@@ -13,7 +13,7 @@ from p2e.bases.base import Site
 from p2e.errors import InputError
 from p2e.hypernet.binding import Binding
 from p2e.hypernet.checkpoint import Checkpoint
-from p2e.hypernet.reading import read_sites
+from p2e.hypernet.reading import check_base, read_sites
 from p2e.lora.formats import LoraFormat, write_lora
 from p2e.lora.lora import Factors, Lora, Provenance
 from p2e.text import TextEncoder, TextStates, check_prompt
@@ -124,20 +124,6 @@ def describe(checkpoint: Checkpoint, prompt: str, strength: float) -> dict[str, 
         "prompt": prompt, "base": checkpoint.base.name, "checkpoint": checkpoint.hash, "strength": f"{strength:g}",
         "p2e_version": __version__,
     }  # fmt: skip
-
-
-def check_base(checkpoint: Checkpoint, weights: WeightReader) -> None:
-    """Refuses weights of another base; another fine-tune of the same base is allowed, as its sites are the same.
-
-    Raises:
-        InputError: name or sites differ.
-    """
-    base, given = checkpoint.base, weights.base
-    if given.name != base.name or given.sites != base.sites:
-        raise InputError(
-            f"{checkpoint.folder}: predicts for {base.name}, but the weights given are of {given.name}; "
-            "give the base that it was trained on"
-        )
 
 
 @torch.no_grad()

@@ -7,17 +7,15 @@ Reading and writing files is not in it. The floor is what reading and writing th
 bandwidth of the same run. Sites of one shape take the same time: some of each are timed, and counted for all.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from eval.speed.inputs import Size, speed_base
-from eval.speed.lines import commit, emit, hardware, lines, timed
+from eval.speed.lines import emit, lines, options, rate_line, timed
 from eval.speed.rates import copy_bandwidth
 from p2e.bases.base import Base
 from p2e.bases.wan import WAN_BASES
@@ -90,15 +88,11 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.speed.canonical", description=__doc__)
-    parser.add_argument("--plan", choices=sorted(PLANS), default="paper")
-    parser.add_argument("--out", type=Path, default=Path("canonical.jsonl"), help="file that lines are added to")
-    parser.add_argument("--device", default="auto")
+    parser = options("eval.speed.canonical", __doc__, PLANS)
     arguments = parser.parse_args(given)
     device, plan = pick_device(arguments.device), PLANS[arguments.plan]
     bandwidth = copy_bandwidth(device, plan.copy_bytes)
-    emit(arguments.out, {"kind": "rates", "device": hardware(device), "torch": torch.__version__, "commit": commit(),
-                         "copy": bandwidth})  # fmt: skip
+    emit(arguments.out, rate_line(device, copy=bandwidth))
     for dtype in (torch.float64, torch.float32):
         emit(arguments.out, measured(plan, device, dtype, bandwidth))
     print(table(lines(arguments.out)))

@@ -1,5 +1,6 @@
 """The lines of a measurement: JSON, one a case, in a file as soon as it is there, with where it was made."""
 
+import argparse
 import gc
 import json
 import os
@@ -7,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from eval.speed.rates import synchronise
 
-__all__ = ["add_line", "commit", "emit", "hardware", "lines", "timed"]
+__all__ = ["add_line", "emit", "lines", "options", "rate_line", "timed"]
 
 
 def add_line(out: Path, line: dict[str, Any]) -> None:
@@ -46,6 +47,21 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("P2E_COMMIT", "unknown")
+
+
+def rate_line(device: torch.device, **rates: Any) -> dict[str, Any]:
+    """The first line: what the device is and can do, and of which commit the rest is."""
+    return {"kind": "rates", "device": hardware(device), "torch": torch.__version__, "commit": commit(), **rates}
+
+
+def options(module: str, text: str | None, plans: Iterable[str]) -> argparse.ArgumentParser:
+    """What all measurements of one device are asked for."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=text)
+    parser.add_argument("--plan", choices=sorted(plans), default="paper")
+    name = Path(f"{module.rsplit('.', 1)[-1]}.jsonl")
+    parser.add_argument("--out", type=Path, default=name, help="file that lines are added to")
+    parser.add_argument("--device", default="auto")
+    return parser
 
 
 def timed(function: Callable[[int], object], device: torch.device, repeats: int) -> dict[str, Any]:

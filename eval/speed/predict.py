@@ -8,7 +8,6 @@ Every time stands beside a floor: the products counted from the equations over t
 or the bytes that must be copied over the bandwidth measured in the same run, whichever is longer.
 """
 
-import argparse
 import dataclasses
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.speed.inputs import RandomEncoder, Size, speed_base
-from eval.speed.lines import commit, emit, hardware, lines, timed
+from eval.speed.lines import emit, lines, options, rate_line, timed
 from eval.speed.rates import copy_bandwidth, float8_rate, host_bandwidth, matrix_rate
 from p2e.bases.base import Base, Site
 from p2e.bases.wan import WAN_BASES
@@ -287,10 +286,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.speed.predict", description=__doc__)
-    parser.add_argument("--plan", choices=sorted(PLANS), default="paper")
-    parser.add_argument("--out", type=Path, default=Path("predict.jsonl"), help="file that lines are added to")
-    parser.add_argument("--device", default="auto")
+    parser = options("eval.speed.predict", __doc__, PLANS)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), help="all where none is given")
     parser.add_argument(
         "--errors", action="store_true", help="of the world's trained network in bfloat16 and float8, too"
@@ -299,8 +295,7 @@ def main(given: Sequence[str] | None = None) -> int:
     device = pick_device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
         bench = opened(PLANS[arguments.plan], device, Path(folder))
-        emit(arguments.out, {"kind": "rates", "device": hardware(device), "torch": torch.__version__,
-                             "commit": commit(), **bench.rates})  # fmt: skip
+        emit(arguments.out, rate_line(device, **bench.rates))
         for name in arguments.cases:
             try:
                 emit(arguments.out, {"kind": "predict", "name": name, **CASES[name](bench)})

@@ -8,7 +8,6 @@ of a step over the matrix rate of the same run. What a first frame costs, once f
 encoding of a clip that begins with it.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from eval.speed.lines import commit, emit, hardware, lines, timed
+from eval.speed.lines import emit, lines, options, rate_line, timed
 from eval.speed.rates import matrix_rate
 from eval.speed.transformer import PLANS, Plan, compiled, denoiser, random_transformer
 from p2e.errors import InputError
@@ -43,8 +42,7 @@ def step_flops(plan: Plan, config: Mapping[str, Any]) -> int:
 
 def run(plan: Plan, device: torch.device, out: Path, backends: Sequence[str]) -> None:
     rate = matrix_rate(device, plan.square, plan.square, plan.square, plan.dtype)
-    emit(out, {"kind": "rates", "device": hardware(device), "torch": torch.__version__, "commit": commit(),
-               "matrix": rate})  # fmt: skip
+    emit(out, rate_line(device, matrix=rate))
     model = random_transformer(plan, device)
     floor = step_flops(plan, model.config) / rate
     step = denoiser(model, plan, device)
@@ -95,10 +93,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.speed.render", description=__doc__)
-    parser.add_argument("--plan", choices=sorted(PLANS), default="paper")
-    parser.add_argument("--out", type=Path, default=Path("render.jsonl"), help="file that lines are added to")
-    parser.add_argument("--device", default="auto")
+    parser = options("eval.speed.render", __doc__, PLANS)
     parser.add_argument("--backends", nargs="*", default=list(BACKENDS[:-1]), choices=BACKENDS)
     arguments = parser.parse_args(given)
     run(PLANS[arguments.plan], pick_device(arguments.device), arguments.out, arguments.backends)

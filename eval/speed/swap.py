@@ -9,7 +9,6 @@ torch.compile build; and a checksum of the base's weights before and after. The 
 factors takes at the copy bandwidth.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eval.speed.lines import commit, emit, hardware, lines, timed
+from eval.speed.lines import emit, lines, options, rate_line, timed
 from eval.speed.rates import copy_bandwidth
 from eval.speed.transformer import PLANS, Plan, compiled, denoiser, random_transformer
 from p2e.bases.base import Base
@@ -107,13 +106,10 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.speed.swap", description=__doc__)
-    parser.add_argument("--plan", choices=sorted(PLANS), default="paper")
-    parser.add_argument("--out", type=Path, default=Path("swap.jsonl"), help="file that lines are added to")
-    parser.add_argument("--device", default="auto")
+    parser = options("eval.speed.swap", __doc__, PLANS)
     arguments = parser.parse_args(given)
     device = pick_device(arguments.device)
-    emit(arguments.out, {"kind": "rates", "device": hardware(device), "torch": torch.__version__, "commit": commit()})
+    emit(arguments.out, rate_line(device))
     run(PLANS[arguments.plan], device, arguments.out)
     print(table(lines(arguments.out)))
     return 0

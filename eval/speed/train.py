@@ -21,7 +21,7 @@ import torch.distributed
 
 from eval.speed.cluster import run_cases, start_ray
 from eval.speed.inputs import make_inputs
-from eval.speed.lines import commit, emit, hardware, lines
+from eval.speed.lines import emit, lines, rate_line
 from eval.speed.plan import PLANS, Plan
 from eval.speed.rates import copy_bandwidth, matrix_rate
 from eval.speed.tables import table
@@ -37,10 +37,7 @@ def rates(plan: Plan, device: torch.device, seconds: float) -> dict[str, Any]:
         {"m": m, "k": k, "n": n, "tflops": matrix_rate(device, m, k, n, dtype, seconds) / 1e12}
         for m, k, n in plan.products
     ]
-    return {
-        "kind": "rates", "device": hardware(device), "torch": torch.__version__, "commit": commit(),
-        "products": products, "copy_gb_s": copy_bandwidth(device, plan.copy_bytes, seconds) / 1e9,
-    }  # fmt: skip
+    return rate_line(device, products=products, copy_gb_s=copy_bandwidth(device, plan.copy_bytes, seconds) / 1e9)
 
 
 def single(arguments: argparse.Namespace, plan: Plan, device: torch.device, peak: float) -> None:

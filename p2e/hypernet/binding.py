@@ -1,9 +1,9 @@
 """A binding: what a hypernetwork knows of one base before it sees a prompt, computed once and kept.
 
-That is equations 4 to 8, the queries of equation 10 and the residual of equations 11 and 12: more than half of the work
-of a prediction (design: 287 of 557 TFLOP for Wan2.1-I2V-14B at the paper's setting). The base is read a few sites at a
-time and never stands on the device. What is left for a prompt is the backbone, the attention of kept queries to its
-latents, and two thin products.
+That is equations 4 to 8, the queries of equation 10 and the residual of equations 11 and 12: half of the work of a
+prediction (287 of 566 TFLOP for Wan2.1-I2V-14B at the paper's setting, by `p2e.hypernet.flops`). The base is read a few
+sites at a time and never stands on the device. What is left for a prompt is the backbone, the attention of kept queries
+to its latents, and two thin products.
 
 A binding is made of pieces, a few sites of one shape each, as large as bounds the activations. The latents of all
 pieces (0.5 GB there) stay on the device. Their queries (23 GB) lie, piece by piece, on the device while a budget of
@@ -32,7 +32,7 @@ from p2e.hypernet.binding_files import BindingFiles
 from p2e.hypernet.checkpoint import Checkpoint
 from p2e.hypernet.float8 import use_float8
 from p2e.hypernet.model import Bound, Hypernet
-from p2e.hypernet.reading import copy_stream, read_ahead, read_sites, use_here
+from p2e.hypernet.reading import check_base, copy_stream, read_ahead, read_sites, use_here
 from p2e.text import TextStates
 
 __all__ = ["Binding", "BindingConfig", "Piece", "bind", "piece_sites"]
@@ -207,6 +207,7 @@ def bind(
     model = checkpoint.model
     if not isinstance(model, Hypernet) or checkpoint.config.across_sites:
         raise InputError(f"{checkpoint.folder}: only the network that predicts each site by itself can be bound")
+    check_base(checkpoint, weights)
     left = {"device": config.device_gb * 1e9, "host": config.host_gb * 1e9}
     store = None if folder is None else BindingFiles(folder, checkpoint, weights)
     found = store.read() if store and store.whole else made(checkpoint, weights, model, config, store)

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from p2e.bases import WeightReader
 from p2e.bases.base import Site
+from p2e.errors import InputError
 from p2e.hypernet.checkpoint import Checkpoint
 from p2e.hypernet.model import Sites
 
-__all__ = ["copy_stream", "read_ahead", "read_sites", "use_here"]
+__all__ = ["check_base", "copy_stream", "read_ahead", "read_sites", "use_here"]
 
 _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
 
@@ -54,3 +55,17 @@ def read_sites(checkpoint: Checkpoint, weights: WeightReader, sites: Sequence[Si
         prepared.append([part.to(checkpoint.dtype) for part in ((found,) if isinstance(found, Tensor) else found)])
     parts = [torch.cat(part) for part in zip(*prepared, strict=True)]
     return Sites(parts[0] if len(parts) == 1 else (parts[0], parts[1]), block.to(device), module.to(device))
+
+
+def check_base(checkpoint: Checkpoint, weights: WeightReader) -> None:
+    """Refuses weights of another base; another fine-tune of the same base is allowed, as its sites are the same.
+
+    Raises:
+        InputError: name or sites differ.
+    """
+    base, given = checkpoint.base, weights.base
+    if given.name != base.name or given.sites != base.sites:
+        raise InputError(
+            f"{checkpoint.folder}: predicts for {base.name}, but the weights given are of {given.name}; "
+            "give the base that it was trained on"
+        )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_base
 from tiny_training import TinyRun, tiny_weights
 from torch import Tensor
 
@@ -188,3 +189,9 @@ def test_another_prompt_compiles_nothing(tiny: TinyRun, monkeypatch: pytest.Monk
             assert sites == known_sites
             torch.testing.assert_close(a, known_a, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(b, known_b, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_another_base_are_refused(tiny: TinyRun, tmp_path: Path) -> None:
+    other = tiny_base("toy", layers=1)
+    with pytest.raises(InputError, match="give the base that it was trained on"):
+        bind(opened(tiny), tiny_weights(tmp_path, other))
