@@ -13,7 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from p2e.errors import ConfigError, InputError
 
-__all__ = ["AugmentConfig", "HypernetConfig", "LossConfig", "RenderConfig", "Settings", "TextConfig", "TrainConfig"]
+__all__ = [
+    "AugmentConfig",
+    "BindingConfig",
+    "HypernetConfig",
+    "LossConfig",
+    "RenderConfig",
+    "Settings",
+    "TextConfig",
+    "TrainConfig",
+]
 
 
 class Settings(BaseModel):
@@ -143,6 +152,31 @@ class HypernetConfig(Settings):
         if self.architecture == "hyperdreambooth" and (self.weights != "full" or self.ensemble):
             raise ValueError("the hyperdreambooth baseline reads no weights; leave out weights and ensemble")
         return self
+
+
+class BindingConfig(Settings):
+    """Where a binding lies and how much of it is computed at once.
+
+    Attributes:
+        device_gb: 1e9 bytes of queries kept on the device.
+        host_gb: 1e9 bytes of queries kept in pinned host memory, for those that do not fit the device.
+        piece_tokens: weight tokens of a piece; its queries take 2 d bytes a token in bfloat16.
+        latent_tokens: of one pass of the backbone, at least one piece; the more, the better a GPU is filled.
+        effects_at_once: prompts in one pass.
+        compile: compile the backbone's block and the decompressor, once for each size of piece and number of prompts
+            (and, without kernels, for each multiple of 64 text tokens); another prompt compiles nothing.
+        kernels: attention in Triton kernels, on a GPU that runs them.
+        fp8: matrix products of the backbone in float8 (e4m3), with a scale a row of each factor.
+    """
+
+    device_gb: float = Field(default=1e3, ge=0)
+    host_gb: float = Field(default=1e3, ge=0)
+    piece_tokens: int = Field(default=410_000, ge=1)
+    latent_tokens: int = Field(default=10_240, ge=1)
+    effects_at_once: int = Field(default=8, ge=1)
+    compile: bool = False
+    kernels: bool = True
+    fp8: bool = False
 
 
 class LossConfig(Settings):

@@ -1,10 +1,10 @@
 """One family of errors, each a single line that names the thing at fault and the remedy.
 
-They cross process boundaries (Ray workers), so each keeps its message as its only argument and stays picklable.
+They cross process boundaries (Ray workers), so each stays picklable: what it is made with are its arguments.
 The command line prints the message and exits with 2; nothing else is caught there.
 """
 
-__all__ = ["ConfigError", "FormatError", "InputError", "OutputError", "P2EError"]
+__all__ = ["ConfigError", "EndpointError", "FormatError", "InputError", "OutputError", "P2EError"]
 
 
 class P2EError(Exception):
@@ -25,3 +25,25 @@ class ConfigError(InputError):
 
 class OutputError(P2EError, OSError):
     """A result cannot be written. Nothing half-written is left behind."""
+
+
+class EndpointError(P2EError):
+    """The endpoint refuses, fails, or does not answer.
+
+    Attributes:
+        status: of HTTP; None where no answer came.
+        code: a word that programs may rely on, such as not_found, quota_exceeded or unreachable.
+        param: the field of the request at fault.
+        retry_after_s: after how many seconds the endpoint wants to be asked again.
+    """
+
+    def __init__(
+        self, message: str, status: int | None = None, code: str | None = None, param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message, status, code, param, retry_after_s)  # what it is unpickled with
+        self.message, self.status, self.code, self.param = message, status, code, param
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message

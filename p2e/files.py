@@ -12,7 +12,7 @@ import shutil
 import struct
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from p2e.errors import FormatError, InputError, OutputError
 from p2e.staging import host_bytes
 
 __all__ = [
-    "SafetensorsFile", "TensorSpec", "atomic_path", "file_sizes", "read_text", "sha256", "write_safetensors",
-    "write_text",
+    "SafetensorsFile", "TensorSpec", "atomic_path", "file_sizes", "read_text", "safetensors_writer", "sha256",
+    "write_safetensors", "write_text",
 ]  # fmt: skip
 
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
@@ -207,18 +207,25 @@ def file_sizes(folder: str | Path) -> dict[str, int]:
         raise InputError(f"{folder}: cannot be listed ({error}); check the path and its permissions") from None
 
 
-def write_safetensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Writes tensors, in the order given, without a second copy of the whole in memory; those of a GPU come through two
-    pinned buffers, of which one fills while the other is written.
+@contextlib.contextmanager
+def safetensors_writer(
+    path: str | Path, outline: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[Callable[[str, Tensor], None]]:
+    """A safetensors file whose tensors are written one by one, in any order.
+
+    Args:
+        outline: of all tensors, in the order of the file: shapes and types, so that those of `meta` will do.
+
+    Yields:
+        what takes the name of a tensor and its bytes (uint8, in host memory). The file stands under its name once the
+        context ends without an error.
 
     Raises:
         OutputError: `path` cannot be written; nothing is left there.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
-    for name, tensor in tensors.items():
+    for name, tensor in outline.items():
         stop = offset + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, stop]
@@ -228,8 +235,28 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for part in host_bytes(tensors.values()):
-            file.write(part.numpy().data)
+
+        def put(name: str, data: Tensor) -> None:
+            start, stop = header[name]["data_offsets"]
+            assert data.numel() == stop - start
+            file.seek(8 + len(text) + start)
+            file.write(data.numpy().data)
+
+        yield put
+
+
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors, in the order given, without a second copy of the whole in memory; those of a GPU come through two
+    pinned buffers, of which one fills while the other is written.
+
+    Raises:
+        OutputError: `path` cannot be written; nothing is left there.
+    """
+    with safetensors_writer(path, tensors, metadata) as put:
+        for name, data in host_bytes(tensors.items()):
+            put(name, data)
 
 
 def read_text(path: str | Path) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from p2e.errors import InputError
 from p2e.hypernet.binding import Binding
 from p2e.hypernet.checkpoint import Checkpoint
 from p2e.hypernet.reading import check_base, read_sites
-from p2e.lora.formats import LoraFormat, write_lora
+from p2e.lora.formats import LoraFormat
 from p2e.lora.lora import Factors, Lora, Provenance
+from p2e.lora.write import write_lora_parts
 from p2e.text import TextEncoder, TextStates, check_prompt
 
 __all__ = ["predict_loras", "predict_to_file"]
@@ -55,30 +57,12 @@ def predict_loras(
         InputError: a prompt is empty or too long, the strength is not finite, or the weights are of another base than
             the checkpoint's.
     """
-    texts = [check_prompt(prompt) for prompt in prompts]
-    check_base(checkpoint, weights)
-    if not math.isfinite(strength):
-        raise InputError(f"strength {strength} is not finite; give a number such as 1.0")
-    if not texts:
-        return []
-    asked = checkpoint.model.text_input.components(encoder.encode(texts).to(checkpoint.device))
-    wanted = asked.strength.flatten().nonzero()[:, 0]  # what is not asked for is not predicted
-    whose, shares = (wanted // asked.strength.shape[1]).tolist(), asked.strength.flatten()[wanted]
-    rows_of = [[row for row, owner in enumerate(whose) if owner == effect] for effect in range(len(texts))]
-    factors: list[dict[str, Factors]] = [{} for _ in texts]
+    asked = _asked(checkpoint, weights, prompts, encoder, strength)
+    factors: list[dict[str, Factors]] = [{} for _ in asked.prompts]
     target = torch.device("cpu" if device is None else device)
-    for sites, a, b in predict_factors(checkpoint, weights, asked.text[wanted], binding):
-        scales = torch.tensor([checkpoint.scales[site.key] for site in sites], device=a.device)[..., None, None, None]
-        a = (a.float() * scales[:, 0]).to(dtype).to(target)
-        b = (b.float() * (scales[:, 1] * strength) * shares[:, None, None]).to(dtype).to(target)
-        for effect, rows in enumerate(rows_of):
-            for i, site in enumerate(sites):
-                parts = [(a[i, row], b[i, row]) for row in rows]
-                factors[effect][site.key] = (
-                    Factors(*parts[0])
-                    if len(parts) == 1
-                    else Factors(torch.cat([part[0] for part in parts], 0), torch.cat([part[1] for part in parts], 1))
-                )
+    for found in _parts(checkpoint, weights, asked, strength, dtype, target, binding):
+        for whole, part in zip(factors, found, strict=True):
+            whole.update(part)
     order = [site.key for site in checkpoint.base.sites if site.key in checkpoint.scales]
     return [
         Lora(
@@ -86,7 +70,7 @@ def predict_loras(
             {key: found[key] for key in order},
             provenance=Provenance(source=checkpoint.folder, metadata=describe(checkpoint, text, strength)),
         )
-        for found, text in zip(factors, texts, strict=True)
+        for found, text in zip(factors, asked.prompts, strict=True)
     ]
 
 
@@ -104,7 +88,8 @@ def predict_to_file(
 ) -> list[Path]:
     """Predicts one LoRA and writes it, by default in original names (`diffusion_model.*.lora_{A,B}.weight`).
 
-    The header holds the prompt, the base, the checkpoint's digest, the strength and the version of p2e.
+    Some sites are written while the next are computed. The header holds the prompt, the base, the checkpoint's digest,
+    the strength and the version of p2e.
 
     Returns:
         The files: one, or one an expert where the base has several.
@@ -113,10 +98,82 @@ def predict_to_file(
         InputError: as for `predict_loras`.
         OutputError: `path` cannot be written; nothing is left there.
     """
-    lora = predict_loras(
-        checkpoint, weights, [prompt], encoder, strength=strength, binding=binding, device=checkpoint.device
-    )[0]
-    return write_lora(path, lora, checkpoint.base, fmt, dtype, lora.provenance.metadata)
+    asked = _asked(checkpoint, weights, [prompt], encoder, strength)
+    base, rank = checkpoint.base, checkpoint.config.rank * len(asked.rows[0])
+    shapes = {
+        site.key: Factors(
+            torch.empty(rank, site.d_in, device="meta", dtype=dtype),
+            torch.empty(site.d_out, rank, device="meta", dtype=dtype),
+        )
+        for site in base.sites
+        if site.key in checkpoint.scales
+    }
+    found = _parts(checkpoint, weights, asked, strength, dtype, checkpoint.device, binding)
+    parts = (Lora(base.name, part) for (part,) in found)
+    metadata = describe(checkpoint, asked.prompts[0], strength)
+    return write_lora_parts(path, Lora(base.name, shapes), parts, base, fmt, dtype, metadata)
+
+
+class _Asked(NamedTuple):
+    """Prompts as the network is asked them: `text` of E effects, those of prompt i being `rows[i]`, and the share of
+    each that is added, `shares` [E]."""
+
+    prompts: list[str]
+    text: TextStates
+    shares: Tensor
+    rows: list[list[int]]
+
+
+def _asked(
+    checkpoint: Checkpoint, weights: WeightReader, prompts: Sequence[str], encoder: TextEncoder, strength: float
+) -> _Asked:
+    texts = [check_prompt(prompt) for prompt in prompts]
+    check_base(checkpoint, weights)
+    if not math.isfinite(strength):
+        raise InputError(f"strength {strength} is not finite; give a number such as 1.0")
+    if not texts:
+        return _Asked([], TextStates(torch.empty(0, 1, 1), torch.empty(0, 1).bool()), torch.empty(0), [])
+    found = checkpoint.model.text_input.components(encoder.encode(texts).to(checkpoint.device))
+    wanted = found.strength.flatten().nonzero()[:, 0]  # what is not asked for is not predicted
+    whose, shares = (wanted // found.strength.shape[1]).tolist(), found.strength.flatten()[wanted]
+    rows = [[row for row, owner in enumerate(whose) if owner == effect] for effect in range(len(texts))]
+    return _Asked(texts, found.text[wanted], shares, rows)
+
+
+@torch.no_grad()
+def _parts(
+    checkpoint: Checkpoint,
+    weights: WeightReader,
+    asked: _Asked,
+    strength: float,
+    dtype: torch.dtype,
+    target: torch.device,
+    binding: Binding | None,
+) -> Iterator[list[dict[str, Factors]]]:
+    """Some sites' factors of every prompt at a time. Nothing here makes the host wait for a GPU, so that whoever takes
+    the parts to a file is one part behind it."""
+    if not asked.prompts:
+        return
+    for sites, a, b in predict_factors(checkpoint, weights, asked.text, binding):
+        scales = _on(a.device, torch.tensor([checkpoint.scales[site.key] for site in sites]))[..., None, None, None]
+        a = (a.float() * scales[:, 0]).to(dtype).to(target)
+        b = (b.float() * (scales[:, 1] * strength) * asked.shares[:, None, None]).to(dtype).to(target)
+        yield [
+            {site.key: _joined([(a[i, row], b[i, row]) for row in rows]) for i, site in enumerate(sites)}
+            for rows in asked.rows
+        ]
+
+
+def _on(device: torch.device, x: Tensor) -> Tensor:
+    """x on a device; a GPU's queue is not waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> Factors:
+    """The sum of updates as one pair of factors."""
+    if len(parts) == 1:
+        return Factors(*parts[0])
+    return Factors(torch.cat([a for a, _ in parts], 0), torch.cat([b for _, b in parts], 1))
 
 
 def describe(checkpoint: Checkpoint, prompt: str, strength: float) -> dict[str, str]:

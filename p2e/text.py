@@ -50,7 +50,8 @@ class TextStates:
 class TextEncoder(Protocol):
     """Anything that turns prompts into token states."""
 
-    width: int
+    @property
+    def width(self) -> int: ...
 
     def encode(self, prompts: Sequence[str]) -> TextStates: ...
 

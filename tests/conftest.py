@@ -1,5 +1,6 @@
 """Makes the helpers in this folder importable: `from tiny import tiny_pipeline`; keeps off the user's cache."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on CPUs; Triton asks when it is imported
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,13 +16,20 @@ def test_bytes_come_in_order() -> None:
         torch.arange(7),
     ]
     expected = b"".join(t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for t in tensors)
-    assert b"".join(part.numpy().tobytes() for part in host_bytes(tensors)) == expected
+    assert b"".join(part.numpy().tobytes() for _, part in host_bytes(enumerate(tensors))) == expected
 
 
 def test_groups_fit_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of tensors on a device other than the CPU, here one without data."""
     monkeypatch.setattr(staging, "STAGED_BYTES", 100)
     tensors = [torch.empty(size, dtype=torch.uint8, device="meta") for size in (40, 40, 30, 250, 0, 10, 90, 1)]
-    assert [[part.numel() for part in group] for group in grouped(tensors)] == [[40, 40], [30], [250], [10, 90], [1]]
+    sizes = [[part.numel() for _, part in group] for group in grouped(enumerate(tensors))]
+    assert sizes == [
+        [40, 40],
+        [30],
+        [250],
+        [10, 90],
+        [1],
+    ]
     mixed = [torch.empty(4, dtype=torch.uint8, device=device) for device in ("meta", "cpu", "cpu", "meta", "meta")]
-    assert [len(group) for group in grouped(mixed)] == [1, 1, 1, 2]
+    assert [len(group) for group in grouped(enumerate(mixed))] == [1, 1, 1, 2]

@@ -16,7 +16,7 @@ import torch
 
 from eval.speed.rates import synchronise
 
-__all__ = ["add_line", "emit", "lines", "options", "rate_line", "timed"]
+__all__ = ["add_line", "emit", "lines", "options", "peak_gb", "rate_line", "reset_peak", "timed"]
 
 
 def add_line(out: Path, line: dict[str, Any]) -> None:
@@ -41,12 +41,14 @@ def hardware(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """Of this checkout; P2E_COMMIT where there is none."""
+    """P2E_COMMIT, for copies without a history of their own; else of this checkout."""
+    if given := os.environ.get("P2E_COMMIT"):
+        return given
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("P2E_COMMIT", "unknown")
+        return "unknown"
 
 
 def rate_line(device: torch.device, **rates: Any) -> dict[str, Any]:
@@ -64,13 +66,22 @@ def options(module: str, text: str | None, plans: Iterable[str]) -> argparse.Arg
     return parser
 
 
-def timed(function: Callable[[int], object], device: torch.device, repeats: int) -> dict[str, Any]:
-    """Calls a function with 0, 1, ... -> median and spread in seconds, the first call apart, and peak memory in 1e9
-    bytes."""
+def reset_peak(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gb(device: torch.device) -> float | None:
+    """Most memory that was allocated on the device since `reset_peak`, in 1e9 bytes."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+
+
+def timed(function: Callable[[int], object], device: torch.device, repeats: int) -> dict[str, Any]:
+    """Calls a function with 0, 1, ... -> median and spread in seconds, the first call apart, and peak memory in 1e9
+    bytes."""
+    reset_peak(device)
     seconds = []
     for index in range(1 + repeats):
         synchronise(device)
@@ -80,7 +91,7 @@ def timed(function: Callable[[int], object], device: torch.device, repeats: int)
         seconds.append(time.perf_counter() - start)
         del kept
     warm = sorted(seconds[1:])
-    peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
     return {
-        "seconds": statistics.median(warm), "least": warm[0], "most": warm[-1], "first": seconds[0], "memory_gb": peak,
+        "seconds": statistics.median(warm), "least": warm[0], "most": warm[-1], "first": seconds[0],
+        "memory_gb": peak_gb(device),
     }  # fmt: skip

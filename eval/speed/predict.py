@@ -1,7 +1,8 @@
 """Measures prediction at the paper's size: from a prompt to all LoRA factors, one JSON line a case, then a table.
 
     python -m eval.speed.predict --out predict.jsonl                      # random weights in Wan2.1-I2V-14B's shapes
-    python -m eval.speed.predict --out predict.jsonl --cases one "one fp8"
+    python -m eval.speed.predict --out predict.jsonl --cases one "one fp8" --profile
+    python -m eval.speed.predict --out predict.jsonl --cases --try '{"latent_tokens": 20000}'     # one prompt, so bound
     python -m eval.speed.predict --plan tiny --device cpu
 
 Every time stands beside a floor: the products counted from the equations over the matrix rate measured in the same run,
@@ -9,6 +10,7 @@ or the bytes that must be copied over the bandwidth measured in the same run, wh
 """
 
 import dataclasses
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,15 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.speed.inputs import RandomEncoder, Size, speed_base
-from eval.speed.lines import emit, lines, options, rate_line, timed
+from eval.speed.kernels import kernel_rows, kernel_times
+from eval.speed.lines import emit, lines, options, peak_gb, rate_line, reset_peak, timed
 from eval.speed.rates import copy_bandwidth, float8_rate, host_bandwidth, matrix_rate
 from p2e.bases.base import Base, Site
 from p2e.bases.wan import WAN_BASES
-from p2e.config import HypernetConfig
-from p2e.hypernet.binding import Binding, BindingConfig, bind, piece_sites, query_bytes
+from p2e.config import BindingConfig, HypernetConfig
+from p2e.hypernet.binding import Binding, bind
 from p2e.hypernet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from p2e.hypernet.flops import backbone_flops, binding_flops, prompt_flops
+from p2e.hypernet.flops import backbone_flops, binding_flops, mixing_flops, prompt_flops
 from p2e.hypernet.model import Hypernet
+from p2e.hypernet.pieces import piece_sites, query_bytes
 from p2e.hypernet.reading import read_sites
 from p2e.predict import predict_to_file
 from p2e.text import TextStates
@@ -105,6 +109,7 @@ class Bench:
     encoder: RandomEncoder
     rates: dict[str, float]
     folder: Path
+    profile: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -120,16 +125,21 @@ class Bench:
     def shapes(self) -> list[tuple[int, int, int]]:
         return [(len(sites), *shape) for shape, sites in self.plan.base.shapes.items()]
 
+    def mixing(self) -> int:
+        """Operations of the first block that a binding holds."""
+        return mixing_flops(self.plan.hypernet, len(self.plan.base.sites))
+
     def flops(self, effects: int) -> tuple[int, int]:
-        """Of the backbone, of all else that a prompt costs."""
+        """Of the backbone behind a binding, of all else that a prompt costs."""
         config, tokens = self.plan.hypernet, self.text(1).without_padding().mask.shape[1]
         whole = prompt_flops(config, self.shapes(), effects, tokens, self.plan.size.text_width)
         backbone = backbone_flops(config, len(self.plan.base.sites), effects, tokens)
-        return backbone, whole - backbone
+        return backbone - effects * self.mixing(), whole - backbone
 
     def timed(self, function: Callable[[int], object]) -> dict[str, Any]:
-        """Runs with the prompt of another number each."""
-        return timed(function, self.device, self.plan.repeats)
+        """Runs with the prompt of another number each; once more under the profiler where it is asked for."""
+        found = timed(function, self.device, self.plan.repeats)
+        return found | kernel_times(lambda: function(0), self.device) if self.profile else found
 
 
 def plain(bench: Bench) -> dict[str, Any]:
@@ -145,14 +155,14 @@ def plain(bench: Bench) -> dict[str, Any]:
         states = text.states.to(checkpoint.dtype)
         return [model.predict_sites([group], states, text.mask) for group in groups]
 
-    floor = sum(bench.flops(1)) + binding_flops(bench.plan.hypernet, bench.shapes())
+    floor = sum(bench.flops(1)) + bench.mixing() + binding_flops(bench.plan.hypernet, bench.shapes())
     return bench.timed(run) | {"floor": floor / bench.rates["matrix"], "effects": 1}
 
 
 def binding(bench: Bench) -> dict[str, Any]:
     """Binding a base that is in host memory, the queries kept on the device."""
     size = sum(2 * site.d_out * site.d_in for site in bench.plan.base.sites)
-    compute = binding_flops(bench.plan.hypernet, bench.shapes()) / bench.rates["matrix"]
+    compute = (binding_flops(bench.plan.hypernet, bench.shapes()) + bench.mixing()) / bench.rates["matrix"]
     return bench.timed(lambda _: bench.bound()) | {"floor": max(compute, size / bench.rates["host"]), "effects": 0}
 
 
@@ -160,7 +170,9 @@ def bound_case(effects: int, *, compiled: bool = True, **changes: Any) -> Callab
     """Prompts to all factors on the device, with a binding; compiled on a GPU alone."""
 
     def case(bench: Bench) -> dict[str, Any]:
+        reset_peak(bench.device)
         found = bench.bound(effects_at_once=effects, compile=compiled and bench.device.type == "cuda", **changes)
+        bind_gb = peak_gb(bench.device)
         backbone, rest = bench.flops(effects)
         fast = bench.rates.get("float8", bench.rates["matrix"]) if changes.get("fp8") else bench.rates["matrix"]
         floor = backbone / fast + rest / bench.rates["matrix"]
@@ -168,7 +180,7 @@ def bound_case(effects: int, *, compiled: bool = True, **changes: Any) -> Callab
             queries = sum(query_bytes(bench.checkpoint, piece.sites) for piece in found.pieces)
             floor = max(floor, queries / bench.rates["host"])
         run = bench.timed(lambda index: list(found.predict(bench.text(effects, index))))
-        return run | {"floor": floor, "effects": effects}
+        return run | {"floor": floor, "effects": effects, "bind_gb": bind_gb}
 
     return case
 
@@ -239,7 +251,7 @@ CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
 }
 
 
-def opened(plan: Plan, device: torch.device, folder: Path) -> Bench:
+def opened(plan: Plan, device: torch.device, folder: Path, *, profile: bool = False) -> Bench:
     """Rates, random weights, and a checkpoint that was written and read."""
     rates = {
         "matrix": matrix_rate(device, plan.square, plan.square, plan.square, plan.precision),
@@ -259,30 +271,31 @@ def opened(plan: Plan, device: torch.device, folder: Path) -> Bench:
     del model
     checkpoint = load_checkpoint(folder / "checkpoint", device, base=plan.base, dtype=plan.precision)
     weights = HostWeights(plan.base, plan.distinct, pinned=device.type == "cuda")
-    return Bench(plan, checkpoint, weights, RandomEncoder(plan.size), rates, folder)
+    return Bench(plan, checkpoint, weights, RandomEncoder(plan.size), rates, folder, profile)
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
-    rows = ["| case | seconds (least to most) | floor | of the floor's rate | effects/s | peak memory, GB |",
-            "|---|---|---|---|---|---|"]  # fmt: skip
+    rows = ["| case | seconds (least to most) | floor | of the floor's rate | effects/s | peak memory, GB "
+            "| in binding |",
+            "|---|---|---|---|---|---|---|"]  # fmt: skip
     for line in found:
         if line["kind"] == "predict":
             effects = f"{line['effects'] / line['seconds']:.2f}" if line["effects"] else ""
-            memory = "" if line["memory_gb"] is None else f"{line['memory_gb']:.1f}"
+            memory, bind = ("" if line.get(name) is None else f"{line[name]:.1f}" for name in ("memory_gb", "bind_gb"))
             rows.append(
                 f"| {line['name']} | {line['seconds']:.3f} ({line['least']:.3f} to {line['most']:.3f}) | "
-                f"{line['floor']:.3f} | {line['floor'] / line['seconds']:.0%} | {effects} | {memory} |"
+                f"{line['floor']:.3f} | {line['floor'] / line['seconds']:.0%} | {effects} | {memory} | {bind} |"
             )
         elif line["kind"] == "failure":
-            rows.append(f"| {line['name']} | failed: {line['error'][:200]} | | | | |")
+            rows.append(f"| {line['name']} | failed: {line['error'][:200]} | | | | | |")
     rows += [
         f"\nerror on trained weights, {name}: {line[name]['mean']:.2%}, at worst {line[name]['worst']:.2%}"
         for line in found
         if line["kind"] == "errors"
         for name in ("bfloat16", "float8")
     ]
-    return "\n".join(rows)
+    return "\n".join(rows + kernel_rows(found))
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -291,14 +304,20 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--errors", action="store_true", help="of the world's trained network in bfloat16 and float8, too"
     )
+    parser.add_argument("--try", nargs="*", default=[], dest="tried", metavar="JSON",
+                        help="settings of a binding: one prompt with each")  # fmt: skip
+    parser.add_argument("--profile", action="store_true", help="of every case, on a GPU: its longest kernels")
     arguments = parser.parse_args(given)
     device = pick_device(arguments.device)
+    cases = {name: CASES[name] for name in arguments.cases}
+    cases |= {f"one {text}": bound_case(1, **json.loads(text)) for text in arguments.tried}
     with tempfile.TemporaryDirectory() as folder:
-        bench = opened(PLANS[arguments.plan], device, Path(folder))
+        profile = arguments.profile and device.type == "cuda"
+        bench = opened(PLANS[arguments.plan], device, Path(folder), profile=profile)
         emit(arguments.out, rate_line(device, **bench.rates))
-        for name in arguments.cases:
+        for name, case in cases.items():
             try:
-                emit(arguments.out, {"kind": "predict", "name": name, **CASES[name](bench)})
+                emit(arguments.out, {"kind": "predict", "name": name, **case(bench)})
             except RuntimeError as error:  # out of memory, or a compiler's: the others still count
                 emit(arguments.out, {"kind": "failure", "name": name, "error": str(error)[:300]})
                 if device.type != "cuda":

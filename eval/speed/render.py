@@ -1,30 +1,34 @@
 """Measures denoising at full size: seconds a step beside plain diffusers in the same process, one JSON line a case.
 
     python -m eval.speed.render --out render.jsonl        # Wan2.1-I2V-14B with random weights, 81 frames of 480 x 832
+    python -m eval.speed.render --out render.jsonl --backends native --profile
     python -m eval.speed.render --plan tiny --device cpu
 
-Plain diffusers is the transformer as it comes: eager, PyTorch's choice of attention. The floor is the counted products
+Plain diffusers is the transformer as it comes: eager, PyTorch's choice of attention. Float8 comes last, with the first
+backend of PyTorch's choice. The floor is the counted products
 of a step over the matrix rate of the same run. What a first frame costs, once for all prompts, LoRAs and seeds, is the
 encoding of a clip that begins with it.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from eval.speed.kernels import kernel_rows, kernel_times
 from eval.speed.lines import emit, lines, options, rate_line, timed
 from eval.speed.rates import matrix_rate
 from eval.speed.transformer import PLANS, Plan, compiled, denoiser, random_transformer
 from p2e.errors import InputError
-from p2e.render.pipeline import use_attention
+from p2e.render.transformer import use_attention, use_float8_blocks
 from p2e.training.setup import pick_device
 
 __all__ = ["BACKENDS", "main", "step_flops", "table"]
 
 BACKENDS = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "_native_math")
+FLOAT8 = "native, float8"
 VAE_FACTORS = (4, 8, 8)
 
 
@@ -40,29 +44,38 @@ def step_flops(plan: Plan, config: Mapping[str, Any]) -> int:
     return layers * block
 
 
-def run(plan: Plan, device: torch.device, out: Path, backends: Sequence[str]) -> None:
+def run(plan: Plan, device: torch.device, out: Path, backends: Sequence[str], *, profile: bool = False) -> None:
     rate = matrix_rate(device, plan.square, plan.square, plan.square, plan.dtype)
     emit(out, rate_line(device, matrix=rate))
     model = random_transformer(plan, device)
     floor = step_flops(plan, model.config) / rate
     step = denoiser(model, plan, device)
-    plain = timed(step, device, plan.repeats)
+    plain = measured(step, plan, device, profile=profile)
     known = step(0)
     emit(out, {"kind": "render", "name": "plain diffusers", "floor": floor, "share": 1.0, **plain})
-    for backend in backends:
+    for name in [*backends, FLOAT8]:
         try:
-            use_attention(model, backend)
+            if name == FLOAT8:
+                use_attention(model, "native")
+                use_float8_blocks(model, device)
+            else:
+                use_attention(model, name)
             compiled(model, plan)
-            found = timed(step, device, plan.repeats)
+            found = measured(step, plan, device, profile=profile)
             error = float((step(0) - known).float().norm() / known.float().norm())
         except (InputError, RuntimeError) as problem:  # not every GPU has every backend
-            emit(out, {"kind": "failure", "name": backend, "error": str(problem)[:300]})
+            emit(out, {"kind": "failure", "name": name, "error": str(problem)[:300]})
             continue
         share = found["seconds"] / plain["seconds"]
-        emit(out, {"kind": "render", "name": f"blocks compiled, {backend}", "floor": floor, "share": share,
+        emit(out, {"kind": "render", "name": f"blocks compiled, {name}", "floor": floor, "share": share,
                    "difference": error, **found})  # fmt: skip
     del model, step
     emit(out, {"kind": "render", "name": "encoding a first frame", **first_frame(plan, device)})
+
+
+def measured(step: Callable[[int], object], plan: Plan, device: torch.device, *, profile: bool) -> dict[str, Any]:
+    found = timed(step, device, plan.repeats)
+    return found | kernel_times(lambda: step(0), device) if profile else found
 
 
 def first_frame(plan: Plan, device: torch.device) -> dict[str, Any]:
@@ -89,14 +102,17 @@ def table(found: Sequence[dict[str, Any]]) -> str:
             rows.append(f"| {line['name']} | {spread} | {share} | {rate} |")
         elif line["kind"] == "failure":
             rows.append(f"| {line['name']} | not to be had: {line['error'][:80]} | | |")
-    return "\n".join(rows)
+    return "\n".join(rows + kernel_rows(found))
 
 
 def main(given: Sequence[str] | None = None) -> int:
     parser = options("eval.speed.render", __doc__, PLANS)
     parser.add_argument("--backends", nargs="*", default=list(BACKENDS[:-1]), choices=BACKENDS)
+    parser.add_argument("--profile", action="store_true", help="of every case, on a GPU: its longest kernels")
     arguments = parser.parse_args(given)
-    run(PLANS[arguments.plan], pick_device(arguments.device), arguments.out, arguments.backends)
+    device = pick_device(arguments.device)
+    profile = arguments.profile and device.type == "cuda"
+    run(PLANS[arguments.plan], device, arguments.out, arguments.backends, profile=profile)
     print(table(lines(arguments.out)))
     return 0
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 from torch import nn
 
+from eval.speed.kernels import kernel_times
 from eval.speed.plan import Case, Plan
 from p2e.config import TrainConfig
 from p2e.hypernet.variants import build_hypernet
@@ -159,8 +160,6 @@ def summary(
 
 def profiled(run: Run, plan: Plan, case: Case, rows: int = 40) -> dict[str, Any]:
     """Where the time of one step on a GPU goes: its longest kernels, by total time."""
-    from torch.profiler import ProfilerActivity, profile
-
     release(run.device)
     with prepared(run, plan, case) as (engine, slots):
 
@@ -169,16 +168,4 @@ def profiled(run: Run, plan: Plan, case: Case, rows: int = 40) -> dict[str, Any]
 
         for index in range(2):
             step(index)
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
-            step(2)
-            torch.cuda.synchronize(run.device)
-    kernels = [e for e in trace.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
-    kernels.sort(key=lambda event: -event.self_device_time_total)
-    total = sum(event.self_device_time_total for event in kernels)
-    return {
-        "kind": "profile", "name": case.name, "kernel_seconds": total / 1e6,
-        "kernels": [
-            {"name": event.key[:120], "calls": event.count, "seconds": event.self_device_time_total / 1e6}
-            for event in kernels[:rows]
-        ],
-    }  # fmt: skip
+        return {"kind": "profile", "name": case.name, **kernel_times(lambda: step(2), run.device, rows)}

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from p2e.commands.endpoint import Endpoint, predict_at
 from p2e.commands.options import (
     BaseFolder,
     Device,
@@ -42,8 +43,16 @@ def predict(
     to: FormatOption = "wan",
     dtype: DtypeOption = "bfloat16",
     device: Device = None,
+    endpoint: Endpoint = None,
 ) -> None:
     """Write the LoRA of an effect from its prompt, in one forward pass."""
+    if endpoint is not None:
+        local = {
+            "checkpoint": (checkpoint, "world"), "base": (base, "world"), "format": (to, "wan"),
+            "dtype": (dtype, "bfloat16"), "device": (device, None),
+        }  # fmt: skip
+        return predict_at(endpoint, prompt, output, strength, local)
+
     import torch
 
     from p2e.bases import open_base

@@ -18,7 +18,7 @@ from p2e.hypernet.model import Bound
 
 __all__ = ["BindingFiles", "binding_name"]
 
-FORMAT, INDEX = "p2e-binding-1", "index.json"
+FORMAT, INDEX = "p2e-binding-2", "index.json"
 
 
 def binding_name(checkpoint: Checkpoint, weights: WeightReader) -> str:
@@ -86,7 +86,7 @@ class BindingFiles:
             tokens, count = first.d_out + first.d_in, len(sites)
             expected = {
                 "latents": (count, config.latents, config.width),
-                "queries": (count, config.heads, tokens, config.width // config.heads),
+                "queries": (count, tokens, config.width),
                 "b": (count, first.d_out, config.rank), "a": (count, first.d_in, config.rank),
             }  # fmt: skip
             if {n: (s.dtype, s.shape) for n, s in file.specs.items()} != {

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from p2e.config import HypernetConfig
 
 __all__ = [
-    "Shapes", "attention_flops", "backbone_flops", "binding_flops", "forward_flops", "prompt_flops", "training_flops",
+    "Shapes", "attention_flops", "backbone_flops", "binding_flops", "forward_flops", "mixing_flops",
+    "prompt_flops", "training_flops",
 ]  # fmt: skip
 
 
@@ -71,12 +72,19 @@ def backbone_flops(config: HypernetConfig, sites: int, effects: int, tokens: int
     """All layers over the latents of so many sites for E prompts of T tokens."""
     d, n, pairs = config.width, config.latents, sites * effects
     inner = int(config.ffn_ratio * d)
-    layer = pairs * (2 * 4 * n * d * d + attention_flops(n, n, d))  # self-attention
+    layer = mixing_flops(config, pairs)
     layer += pairs * (2 * 2 * n * d * d + attention_flops(n, tokens, d)) + effects * 2 * 2 * tokens * d * d
     layer += pairs * 2 * 3 * n * d * inner  # gated feed-forward
     if config.across_sites:
         layer += pairs * 2 * 4 * n * d * d + effects * n * attention_flops(sites, sites, d)
     return config.layers * layer
+
+
+def mixing_flops(config: HypernetConfig, pairs: int) -> int:
+    """Self-attention of one block over the latents of so many (site, effect): in the first block no prompt has entered
+    them, so that a binding holds its result."""
+    d, n = config.width, config.latents
+    return pairs * (2 * 4 * n * d * d + attention_flops(n, n, d))
 
 
 def training_flops(config: HypernetConfig, shapes: Shapes, effects: int, tokens: int, text_width: int) -> int:

@@ -60,13 +60,17 @@ class Attention(nn.Module):
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
 
+    def gathered(self, queries: Tensor, context: KeysValues, mask: Tensor | None = None) -> Tensor:
+        """What each query gathers, before the output projection: [B, H, N, k], twice [B, H, T, k] -> [B, N, d]."""
+        allowed = None if mask is None else mask[:, None, None, :]
+        y = F.scaled_dot_product_attention(queries, *context, attn_mask=allowed)
+        return y.transpose(1, 2).flatten(2)
+
     def forward(self, x: Tensor, context: Tensor | KeysValues, mask: Tensor | None = None) -> Tensor:
         """x [B, N, d], context [B, T, d] or what `keys_values` made of it, mask [B, T] True where it may be attended
         to -> [B, N, d]."""
-        keys, values = self.keys_values(context) if isinstance(context, Tensor) else context
-        allowed = None if mask is None else mask[:, None, None, :]
-        y = F.scaled_dot_product_attention(self.queries(x), keys, values, attn_mask=allowed)
-        return self.out(y.transpose(1, 2).flatten(2))
+        read = self.keys_values(context) if isinstance(context, Tensor) else context
+        return self.out(self.gathered(self.queries(x), read, mask))
 
 
 class FeedForward(nn.Module):
@@ -103,12 +107,21 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor | KeysValues, mask: Tensor) -> Tensor:
         """x [E, S, n, d], text [E, T, d] or its keys and values, mask [E, T] -> [E, S, n, d]."""
+        return self.read(self.mix(x), text, mask)
+
+    def mix(self, x: Tensor) -> Tensor:
+        """The part that no prompt enters: attention among latents. [E, S, n, d] -> [E, S, n, d]."""
         effects, sites, n, _ = x.shape
         y = self.self_norm(x).flatten(0, 1)
         x = x + self.self_attention(y, y).unflatten(0, (effects, sites))
         if self.site_attention is not None and self.site_norm is not None:
             y = self.site_norm(x).transpose(1, 2).flatten(0, 1)
             x = x + self.site_attention(y, y).unflatten(0, (effects, n)).transpose(1, 2)
+        return x
+
+    def read(self, x: Tensor, text: Tensor | KeysValues, mask: Tensor) -> Tensor:
+        """The rest: attention to the text, and the feed-forward."""
+        _, sites, n, _ = x.shape
         # Every latent asks the text on its own, so all sites of an effect go in as one long query: keys and values
         # of the text are made once an effect, not once a (site, effect).
         y = self.text_norm(x).flatten(1, 2)

@@ -54,7 +54,7 @@ class Bound(NamedTuple):
 
     Attributes:
         latents: Z of eq. 8, [S, n, d].
-        queries: queries of the decompressor, [S, H, M, k].
+        queries: of the decompressor, as projected, [S, M, d].
         b, a: prompt-independent part of the prediction, [S, d_out, r] and [S, d_in, r]; zeros without the residual.
     """
 
@@ -95,8 +95,11 @@ class WeightTokens(nn.Module):
 
 def unit_rms(x: Tensor) -> Tensor:
     """Each matrix of x [S, *, *] divided by the root mean square of its entries, computed in float32 at least."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * wide.square().mean((-1, -2), keepdim=True).clamp(min=1e-30).rsqrt()).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # Row by row first: one float32 sum over 26 million squares loses a thousandth on a CPU.
+    rows = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    scale = torch.linalg.vector_norm(rows, dim=-2, keepdim=True) / math.sqrt(x[0].numel())
+    return (x / scale.clamp(min=1e-15)).to(x.dtype)
 
 
 class Hypernet(nn.Module):
@@ -150,8 +153,8 @@ class Hypernet(nn.Module):
     def compressed(self, x: Tensor) -> Tensor:
         """Equation 6: X [S, M, d] -> Q [S, n, d]. The learned queries stay as a residual: they tell latents apart."""
         queries = self.compress.queries(self.latents)
-        y = F.scaled_dot_product_attention(queries.expand(len(x), -1, -1, -1), *self.compress.keys_values(x))
-        return self.latents + self.compress.out(y.transpose(1, 2).flatten(2))
+        y = self.compress.gathered(queries.expand(len(x), *queries.shape), self.compress.keys_values(x))
+        return self.latents + self.compress.out(y)
 
     def bind(self, sites: Sites) -> Bound:
         """Equations 4 to 8 and the queries of equation 10: everything that does not depend on the prompt."""
@@ -160,7 +163,7 @@ class Hypernet(nn.Module):
         b, a = self.head_b(x[:, :d_out]), self.head_a(x[:, d_out:])
         if not self.config.residual:
             b, a = torch.zeros_like(b), torch.zeros_like(a)
-        return Bound(latents, self.decompress.queries(x), b, a)
+        return Bound(latents, self.decompress.query(x), b, a)
 
     def text_keys_values(self, text: Tensor) -> list[KeysValues]:
         """Token states [E, T, d_text] -> keys and values of each block's attention to them, which no site changes."""
@@ -181,6 +184,13 @@ class Hypernet(nn.Module):
         out = self.decompress.out.weight
         return self.head_b.weight @ out, self.head_a.weight @ out
 
+    def folded_values(self) -> Tensor:
+        """The decompressor's value projection with `heads` folded in, [2 H r, d]: B^'s for every head of attention,
+        then A^'s. What a query gathers of such values is its row of a factor, once the heads are summed up."""
+        value = self.decompress.value.weight.unflatten(0, (self.config.heads, -1))  # [H, k, d]
+        parts = [head.unflatten(1, (self.config.heads, -1)) for head in self.heads()]  # [r, H, k]
+        return torch.stack([torch.einsum("rhk,hkd->hrd", part, value) for part in parts]).flatten(0, 2)
+
     def decompressed(
         self, bound: Bound, latents: Tensor, heads: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -189,11 +199,12 @@ class Hypernet(nn.Module):
         Args:
             heads: what `heads` gives, where it is kept.
         """
-        sites, _, tokens, _ = bound.queries.shape
+        sites, tokens, _ = bound.queries.shape
         effects, d_out = len(latents), bound.b.shape[1]
         keys, values = self.decompress.keys_values(self.latent_norm(latents))
         # (site, head) is the head axis of one product, so that the queries are shared by all effects without a copy.
-        queries = bound.queries.flatten(0, 1).expand(effects, -1, -1, -1)
+        queries = self.decompress.query_norm(self.decompress.split(bound.queries))
+        queries = queries.flatten(0, 1).expand(effects, -1, -1, -1)
         y = F.scaled_dot_product_attention(queries, keys.flatten(1, 2), values.flatten(1, 2))
         y = y.transpose(1, 2).reshape(effects, tokens, sites, -1)
         head_b, head_a = heads or self.heads()

@@ -1,9 +1,11 @@
 """A LoRA file opened and sorted by layer, before any base is known; the data itself is still on disk."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +14,9 @@ from p2e.errors import FormatError
 from p2e.files import SafetensorsFile
 from p2e.lora.keys import Key, Role, parse_key, refusal, shown
 
-__all__ = ["BASE_KEY", "EXPERT_KEY", "ZERO_KEY", "Layer", "LoraFile", "all_finite", "first_not_finite"]
+__all__ = ["BASE_KEY", "EXPERT_KEY", "ZERO_KEY", "FiniteCheck", "Layer", "LoraFile", "all_finite"]
+
+Name = TypeVar("Name")
 
 # Header entries that p2e writes and understands; every other reader passes over them.
 BASE_KEY = "p2e.base"  # name of the base
@@ -174,14 +178,26 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The first name whose tensor holds NaN or infinity. The host waits for a GPU once, not once a tensor."""
-    sums: dict[torch.device, list[Tensor]] = {}
-    for tensor in tensors.values():
-        sums.setdefault(tensor.device, []).append(tensor.sum(dtype=torch.float32))
-    if all(bool(torch.stack(found).isfinite().all()) for found in sums.values()):
+class FiniteCheck(Generic[Name]):
+    """Looks for NaN and infinity in tensors that come in parts. A GPU is asked at the end, not for each part."""
+
+    def __init__(self) -> None:
+        self._largest: list[tuple[list[Name], Tensor]] = []
+
+    def add(self, tensors: Mapping[Name, Tensor]) -> None:
+        """Takes tensors of one device."""
+        held = {name: x.float() if x.itemsize == 1 else x for name, x in tensors.items() if x.numel()}
+        if held:
+            largest = torch._foreach_norm(list(held.values()), float("inf"))
+            self._largest.append((list(held), torch.stack([value.float() for value in largest])))
+
+    def first_not_finite(self) -> Name | None:
+        """The first name whose tensor holds NaN or infinity."""
+        for names, largest in self._largest:
+            for name, value in zip(names, largest.tolist(), strict=True):
+                if not math.isfinite(value):
+                    return name
         return None
-    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
 
 
 def _locate(path: str | Path) -> str:

@@ -5,8 +5,9 @@ scale, so that every reader arrives at the same update. Sites that a reader insi
 in the header entry `p2e.zero_filled`; p2e leaves them uncovered when it reads the file again.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from p2e.bases.base import Base, Site
 from p2e.errors import InputError
-from p2e.files import DTYPE_NAMES, write_safetensors
-from p2e.lora.layers import BASE_KEY, EXPERT_KEY, ZERO_KEY, first_not_finite
+from p2e.files import DTYPE_NAMES, safetensors_writer
+from p2e.lora.layers import BASE_KEY, EXPERT_KEY, ZERO_KEY, FiniteCheck
 from p2e.lora.lora import Factors, Lora
 from p2e.lora.scales import HEADER_KEY
+from p2e.staging import host_bytes
 
-__all__ = ["LoraFormat", "write_lora"]
+__all__ = ["LoraFormat", "write_lora", "write_lora_parts"]
 
 LoraFormat = Literal["wan", "diffusers", "kohya"]
 
@@ -55,6 +57,62 @@ def write_lora(
         InputError: the LoRA is empty, not of this base, not finite in `dtype`, or has biases that `fmt` cannot carry.
         OutputError: the path cannot be written.
     """
+    return write_lora_parts(path, lora, [lora], base, fmt, dtype, metadata)
+
+
+def write_lora_parts(
+    path: str | Path,
+    outline: Lora,
+    parts: Iterable[Lora],
+    base: Base,
+    fmt: LoraFormat = "wan",
+    dtype: torch.dtype = torch.bfloat16,
+    metadata: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """`write_lora` for a LoRA that comes in parts, each of some sites: one is written while the next is computed.
+
+    Args:
+        outline: the whole LoRA's sites and shapes; its tensors may be of the `meta` device.
+        parts: every site of the outline once, in any order. Those of a GPU are asked for before the last part has been
+            copied from there (see `host_bytes`).
+    """
+    _check(path, outline, base, fmt, dtype)
+    sites = {*outline.factors, *outline.biases}
+    experts = [e for e in base.experts if any(base.by_key[key].expert == e for key in sites)]
+    target = Path(path)
+    files = [
+        target if len(experts) == 1 else target.with_name(f"{target.stem}_{expert}{target.suffix}")
+        for expert in experts
+    ]
+    plans = [_Plan(base, expert, outline, fmt, dtype) for expert in experts]
+    finite = FiniteCheck()
+
+    def tensors() -> Iterator[tuple[tuple[int, str], Tensor]]:
+        """Under the number of their file and their name."""
+        for place, plan in enumerate(plans):
+            yield from (((place, name), tensor) for name, tensor in plan.zeros())
+        for part in parts:
+            found = {(place, name): x for place, plan in enumerate(plans) for name, x in plan.tensors(part)}
+            finite.add(found)
+            yield from found.items()
+
+    with contextlib.ExitStack() as stack:
+        puts = [
+            stack.enter_context(safetensors_writer(file, plan.outline, plan.header(metadata or {})))
+            for file, plan in zip(files, plans, strict=True)
+        ]
+        for (place, name), data in host_bytes(tensors()):
+            puts[place](name, data)
+        if bad := finite.first_not_finite():
+            raise InputError(
+                f"{path}: {plans[bad[0]].site_of[bad[1]]} holds NaN, infinity or more than {dtype} can hold; check the "
+                "LoRA, or write another type"
+            )
+    return files
+
+
+def _check(path: str | Path, lora: Lora, base: Base, fmt: LoraFormat, dtype: torch.dtype) -> None:
+    """Refuses what cannot be written."""
     if fmt not in ("wan", "diffusers", "kohya"):
         raise InputError(f"{path}: no LoRA format {fmt!r}; choose wan, diffusers or kohya")
     if dtype not in DTYPE_NAMES or not dtype.is_floating_point:
@@ -80,48 +138,54 @@ def write_lora(
     if lora.biases and fmt == "kohya":
         raise InputError(f"{path}: the kohya format carries no biases and this LoRA has them; write wan or diffusers")
 
-    experts = [e for e in base.experts if any(base.by_key[key].expert == e for key in (*lora.factors, *lora.biases))]
-    target = Path(path)
-    written = {}
-    for expert in experts:
-        name = target if len(experts) == 1 else target.with_name(f"{target.stem}_{expert}{target.suffix}")
-        written[name] = _tensors(name, lora, base, expert, fmt, dtype, metadata or {})
-    for name, (tensors, header) in written.items():
-        write_safetensors(name, tensors, header)
-    return list(written)
 
+class _Plan:
+    """The file of one expert: which tensors it holds, in which order.
 
-def _tensors(
-    path: Path,
-    lora: Lora,
-    base: Base,
-    expert: str | None,
-    fmt: LoraFormat,
-    dtype: torch.dtype,
-    metadata: Mapping[str, str],
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the header of the file for one expert."""
-    sites = [site for site in base.sites if site.expert == expert]
-    wanted = _wanted(base, sites, lora, fmt)
-    rank = max((lora.factors[site.key].rank for site in sites if site.key in lora.factors), default=1)
-    tensors: dict[str, Tensor] = {}
-    site_of: dict[str, str] = {}
-    for site in wanted:
-        for name, tensor in _site_tensors(site, lora, base, fmt, rank):
-            tensors[name] = tensor.to(dtype) if tensor.dim() else tensor  # an alpha stays exact
-            site_of[name] = site.key
-    if name := first_not_finite(tensors):
-        raise InputError(
-            f"{path}: {site_of[name]} holds NaN, infinity or more than {dtype} can hold; check the LoRA, or write "
-            "another type"
-        )
-    header = {str(key): str(value) for key, value in metadata.items() if key not in _STALE}
-    header[BASE_KEY] = base.name
-    if expert is not None:
-        header[EXPERT_KEY] = expert
-    if zeros := [site.key for site in wanted if site.key not in lora.factors]:
-        header[ZERO_KEY] = json.dumps(zeros)
-    return tensors, header
+    Attributes:
+        outline: each tensor's shape and type, on `meta`.
+        site_of: the site of each tensor.
+    """
+
+    def __init__(self, base: Base, expert: str | None, lora: Lora, fmt: LoraFormat, dtype: torch.dtype) -> None:
+        self.base, self.expert, self.dtype = base, expert, dtype
+        self.fmt: LoraFormat = fmt
+        sites = [site for site in base.sites if site.expert == expert]
+        self.sites = _wanted(base, sites, lora, fmt)
+        self.rank = max((lora.factors[site.key].rank for site in sites if site.key in lora.factors), default=1)
+        self.biased = bool(lora.biases)
+        # What no part brings: sites that a reader insists on.
+        self._empty = [s for s in self.sites if s.key not in lora.factors and s.key not in lora.biases]
+        self.uncovered = [site.key for site in self.sites if site.key not in lora.factors]
+        self.outline: dict[str, Tensor] = {}
+        self.site_of: dict[str, str] = {}
+        for site in self.sites:
+            for name, tensor in self._tensors(site, lora):
+                self.outline[name], self.site_of[name] = tensor.to("meta"), site.key
+
+    def header(self, metadata: Mapping[str, str]) -> dict[str, str]:
+        header = {str(key): str(value) for key, value in metadata.items() if key not in _STALE}
+        header[BASE_KEY] = self.base.name
+        if self.expert is not None:
+            header[EXPERT_KEY] = self.expert
+        if self.uncovered:
+            header[ZERO_KEY] = json.dumps(self.uncovered)
+        return header
+
+    def zeros(self) -> Iterator[tuple[str, Tensor]]:
+        nothing = Lora(self.base.name, {})
+        for site in self._empty:
+            yield from self._tensors(site, nothing)
+
+    def tensors(self, part: Lora) -> Iterator[tuple[str, Tensor]]:
+        """Of a part's sites, those of this expert."""
+        for site in self.sites:
+            if site.key in part.factors or site.key in part.biases:
+                yield from self._tensors(site, part)
+
+    def _tensors(self, site: Site, lora: Lora) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in _site_tensors(site, lora, self.base, self.fmt, self.rank, biased=self.biased):
+            yield name, tensor.to(self.dtype) if tensor.dim() else tensor  # an alpha stays exact
 
 
 def _wanted(base: Base, sites: list[Site], lora: Lora, fmt: LoraFormat) -> list[Site]:
@@ -145,15 +209,18 @@ def _wanted(base: Base, sites: list[Site], lora: Lora, fmt: LoraFormat) -> list[
     return [site for site in sites if site.key in covered]
 
 
-def _site_tensors(site: Site, lora: Lora, base: Base, fmt: LoraFormat, rank: int) -> list[tuple[str, Tensor]]:
+def _site_tensors(
+    site: Site, lora: Lora, base: Base, fmt: LoraFormat, rank: int, *, biased: bool
+) -> list[tuple[str, Tensor]]:
     factors = lora.factors.get(site.key)
     if factors is None:
         factors = Factors(torch.zeros(rank, site.d_in), torch.zeros(site.d_out, rank))
     a, b = factors
-    a = torch.nn.functional.pad(a, (0, 0, 0, rank - a.shape[0]))
-    b = torch.nn.functional.pad(b, (0, rank - b.shape[1]))
+    if factors.rank < rank:
+        a = torch.nn.functional.pad(a, (0, 0, 0, rank - a.shape[0]))
+        b = torch.nn.functional.pad(b, (0, rank - b.shape[1]))
     # Where one layer of an adapter has a bias, PEFT gives one to all and leaves those not in the file undefined.
-    bias = lora.biases.get(site.key, torch.zeros(site.d_out)) if lora.biases else None
+    bias = lora.biases.get(site.key, torch.zeros(site.d_out)) if biased else None
     if fmt == "kohya":
         layer = "lora_unet_" + site.name.replace(".", "_")
         return [

@@ -25,6 +25,15 @@ class PromptCache:
         self._size = size
         self._states: OrderedDict[str, TextStates] = OrderedDict()
 
+    @property
+    def width(self) -> int:
+        """D of the states."""
+        return self._opened().width
+
+    def _opened(self) -> TextEncoder:
+        self._encoder = self._encoder or self._make_encoder()
+        return self._encoder
+
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """Token states [N, T, D] of N prompts.
 
@@ -35,8 +44,7 @@ class PromptCache:
             raise InputError("encode takes a list of prompts; put the prompt in a list")
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
         if missing:
-            self._encoder = self._encoder or self._make_encoder()
-            encoded = self._encoder.encode(missing)
+            encoded = self._opened().encode(missing)
             for index, prompt in enumerate(missing):
                 self._states[prompt] = encoded[index]
         found = [self._states[prompt] for prompt in prompts]

@@ -80,8 +80,7 @@ class _Swap:
     """What a swap writes, gathered over all sites, so that a GPU does it in a few launches and not in thousands."""
 
     def __init__(self) -> None:
-        self.targets: list[Tensor] = []
-        self.sources: list[Tensor] = []
+        self.weighted: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
         self.cleared: list[Tensor] = []
 
     def fill(
@@ -109,15 +108,16 @@ class _Swap:
         slot.rank, slot.has_bias = max(end, int(bool(deltas))), bool(deltas)
 
     def copy(self, target: Tensor, source: Tensor, weight: float = 1.0) -> None:
-        self.targets.append(target)
-        if weight == 1.0:
-            self.sources.append(source)
-        else:  # in float32: a weighted factor is rounded once
-            self.sources.append(source.to(target.device, torch.float32) * weight)
+        targets, sources = self.weighted.setdefault(weight, ([], []))
+        targets.append(target)
+        if weight != 1.0:  # multiplied in the wider type, so that a weighted factor is rounded once
+            source = source.to(target.device, torch.promote_types(source.dtype, target.dtype))
+        sources.append(source)
 
     def run(self) -> None:
-        if self.targets:
-            torch._foreach_copy_(self.targets, self.sources, non_blocking=True)
+        for weight, (targets, sources) in self.weighted.items():
+            scaled = sources if weight == 1.0 else torch._foreach_mul(sources, weight)
+            torch._foreach_copy_(targets, scaled, non_blocking=True)
         if self.cleared:
             torch._foreach_zero_(self.cleared)
 

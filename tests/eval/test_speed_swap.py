@@ -54,11 +54,12 @@ def test_denoising_is_measured(tmp_path: Path) -> None:
     backends = ["native", "_native_math", "_native_cudnn"]
     given = ["--plan", "tiny", "--device", "cpu", "--out", str(out), "--backends", *backends]
     assert render.main(given) == 0
-    rates, plain, native, math, cudnn, first = [json.loads(line) for line in out.read_text().splitlines()]
+    rates, plain, native, math, cudnn, float8, first = [json.loads(line) for line in out.read_text().splitlines()]
     assert rates["matrix"] > 0 and plain["share"] == 1
     for line in (native, math):
         assert line["share"] == line["seconds"] / plain["seconds"] and line["difference"] < 1e-5
         assert line["seconds"] > line["floor"] > 0
+    assert float8["name"] == "blocks compiled, native, float8" and 1e-4 < float8["difference"] < 0.1
     assert cudnn["kind"] == "failure" and first["seconds"] > 0  # a CPU has no cuDNN
     assert "not to be had" in render.table([plain, native, math, cudnn, first])
 

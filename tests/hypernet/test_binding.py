@@ -9,12 +9,15 @@ from tiny import tiny_base
 from tiny_training import TinyRun, tiny_weights
 from torch import Tensor
 
+from p2e.config import BindingConfig
 from p2e.errors import FormatError, InputError
-from p2e.hypernet.binding import Binding, BindingConfig, bind, piece_sites, query_bytes
+from p2e.float8 import Float8Linear, to_float8
+from p2e.hypernet.binding import Binding, bind
 from p2e.hypernet.binding_files import binding_name
 from p2e.hypernet.checkpoint import Checkpoint, load_checkpoint
-from p2e.hypernet.float8 import Float8Linear, to_float8
+from p2e.hypernet.pieces import piece_sites, query_bytes
 from p2e.predict import predict_factors, predict_loras
+from p2e.text import TextStates
 
 PROMPTS = ["melt it now", "and fly", "the picture will glow and zoom"]
 
@@ -23,7 +26,8 @@ PROMPTS = ["melt it now", "and fly", "the picture will glow and zoom"]
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     tiny = TinyRun(tmp_path_factory.mktemp("tiny"))
     for name, changes in {"plain": {}, "no_residual": {"residual": False}, "svd": {"weights": "truncated_svd"},
-                          "static": {"weights": "none"}, "ensemble": {"ensemble": True}}.items():  # fmt: skip
+                          "static": {"weights": "none"}, "ensemble": {"ensemble": True},
+                          "wide": {"heads": 2}}.items():  # fmt: skip
         tiny.trainer(name, steps=2, hypernet=changes).run()
     return tiny
 
@@ -47,7 +51,7 @@ def error(found: dict[str, tuple[Tensor, Tensor]], known: dict[str, tuple[Tensor
     return max(float((x - y).norm() / y.norm()) for x, y in pairs)
 
 
-SMALL = {"piece_tokens": 200}
+SMALL = {"piece_tokens": 200, "latent_tokens": 20}
 BUDGETS = {
     "device": {},
     "host": {"device_gb": 0},
@@ -189,6 +193,31 @@ def test_another_prompt_compiles_nothing(tiny: TinyRun, monkeypatch: pytest.Monk
             assert sites == known_sites
             torch.testing.assert_close(a, known_a, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(b, known_b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_kernels_predict_the_same(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, compile: bool) -> None:
+    """As on a GPU, but interpreted; compiled, a prompt of another length compiles nothing."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: real(*args, **options | {"backend": "eager"}))
+    checkpoint = opened(tiny, "wide")
+    states = checkpoint.model.text_input(tiny.encoder.encode(PROMPTS))
+    longer = TextStates(states.states[:2].repeat(1, 40, 1), states.mask[:2].repeat(1, 40))
+    plain = bind(checkpoint, tiny.weights, BindingConfig.parse(SMALL))
+    monkeypatch.setattr("p2e.hypernet.binding.can_fuse", lambda _checkpoint: True)
+    binding = bind(checkpoint, tiny.weights, BindingConfig.parse(SMALL | {"compile": compile, "effects_at_once": 2}))
+    assert binding.fused and not plain.fused
+    torch._dynamo.reset()
+    list(binding.predict(states[:2]))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for text in (states[1:], longer):
+            for (sites, a, b), (known, known_a, known_b) in zip(
+                binding.predict(text), plain.predict(text), strict=True
+            ):
+                assert sites == known
+                torch.testing.assert_close(a, known_a, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(b, known_b, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
 
 
 def test_weights_of_another_base_are_refused(tiny: TinyRun, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from p2e.errors import ConfigError, FormatError, InputError
 from p2e.files import SafetensorsFile, write_safetensors
 from p2e.hypernet.checkpoint import load_checkpoint
 from p2e.hypernet.text import TextInput, sentence_vectors, whitening
-from p2e.predict import predict_loras
+from p2e.lora.formats import read_lora
+from p2e.predict import predict_loras, predict_to_file
 from p2e.text import TextStates
 
 ANCHORED = {"form": "sentence", "whiten": "effects", "anchors": 6, "temperature": 0.05}
@@ -216,6 +217,9 @@ def test_a_prompt_of_two_effects_gets_the_sum_of_their_updates(tiny: TinyRun, tm
 
     alone, both, half = updates(5, 6), updates(-6, -5), updates(-100, 100)
     assert [r for _, r in alone] == [rank] * 3 and [r for _, r in both] == [2 * rank] * 3
+    predict_to_file(found, tiny.weights, prompts[0], tiny.encoder, tmp_path / "x.safetensors", dtype=torch.float32)
+    written = read_lora(tmp_path / "x.safetensors", tiny.base).factors[key]
+    torch.testing.assert_close(written.b @ written.a, half[0][0], rtol=1e-3, atol=1e-6)
     asked = module.components(tiny.encoder.encode(prompts))
     for row in range(3):
         share = asked.strength[row, 1].item()

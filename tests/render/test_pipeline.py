@@ -16,10 +16,12 @@ from tiny import tiny_base, tiny_lora, tiny_pipeline, tiny_states, tiny_transfor
 
 from p2e.config import RenderConfig
 from p2e.errors import FormatError, InputError
+from p2e.float8 import Float8Linear
 from p2e.lora.formats import write_lora
 from p2e.render.conditions import Kept, clip_name, picture_name
-from p2e.render.pipeline import Renderer, use_attention
+from p2e.render.pipeline import Renderer
 from p2e.render.prompts import PromptCache
+from p2e.render.transformer import use_attention
 from p2e.text import TextStates
 
 TINY = RenderConfig(height=32, width=32, frames=5, steps=3, max_rank=8)
@@ -211,6 +213,20 @@ def test_the_backend_of_attention_can_be_chosen(renderer: Renderer) -> None:
     use_attention(math.pipe.transformer, "_native_math")
     assert _AttentionBackendRegistry.get_active_backend()[0] == "native"  # of all others
     assert np.abs(frames(math).astype(int) - frames(renderer).astype(int)).max() <= 1
+
+
+def test_blocks_in_float8_render_nearly_the_same(renderer: Renderer, tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "base")
+    coarse = Renderer.open(tmp_path / "base", settings=TINY, fp8=True)
+    layer = coarse.pipe.transformer.blocks[0].attn1.to_q
+    assert isinstance(layer, Float8Linear) and layer.weight.dtype == torch.float8_e4m3fn
+    assert coarse.pipe.transformer.dtype == renderer.pipe.transformer.dtype
+    plain = frames(coarse)
+    known = frames(renderer)
+    assert 0 < np.abs(plain.astype(int) - known).mean() < 8
+    changed, known_change = frames(coarse, lora=tiny_lora(coarse.base)), frames(renderer, lora=tiny_lora())
+    assert np.abs(changed.astype(int) - known_change).mean() < np.abs(changed.astype(int) - plain).mean()
+    assert np.array_equal(frames(coarse), plain)  # the slot leaves no trace
 
 
 def test_guidance_leads_away_from_the_negative(renderer: Renderer) -> None:
