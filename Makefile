@@ -11,7 +11,7 @@ READY := .venv/.ready
 # Without it pyright asks a server whether a newer one is out.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: setup demo test lint types check format lock clean
+.PHONY: setup demo serve test lint types check format lock clean
 
 setup: $(READY)
 
@@ -27,6 +27,9 @@ $(READY): requirements.txt pyproject.toml | $(UV)
 
 demo: $(READY)
 	$(BIN)/p2e demo
+
+serve: $(READY)
+	$(BIN)/p2e serve
 
 test: $(READY)
 	$(BIN)/python -m pytest --durations=15
@@ -51,8 +54,8 @@ COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --
 	--no-emit-index-url --no-emit-find-links --annotation-style line --custom-compile-command "make lock" --quiet
 lock: $(UV)
 	$(COMPILE) --extra dev --extra train --extra aws --extra serve --extra eval --extra judge-cpu -o requirements-all.txt
-	$(COMPILE) --no-config --extra dev --extra train --extra aws -c requirements-all.txt -o requirements.txt
-	$(COMPILE) --no-config --extra train --extra aws -c requirements-all.txt -o requirements-cluster.txt
+	$(COMPILE) --no-config --extra dev --extra train --extra aws --extra serve -c requirements-all.txt -o requirements.txt
+	$(COMPILE) --no-config --extra train --extra aws --extra serve -c requirements-all.txt -o requirements-cluster.txt
 
 clean:
 	rm -rf .venv build demo runs *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,9 +1,9 @@
 """Fields of the Kubernetes and KubeRay objects that the project writes, and a check that no other key is used.
 
 The API server prunes a key it does not know without a word, so a misspelt one would do nothing. Written down from the
-Go types of KubeRay 1.7.0 (ray-operator/apis/ray/v1/raycluster_types.go, rayjob_types.go) and from the Kubernetes API
-reference (core/v1, networking.k8s.io/v1, storage.k8s.io/v1): of the long structures, the fields in use and their likely
-neighbours.
+Go types of KubeRay 1.7.0 (ray-operator/apis/ray/v1/: raycluster_types.go, rayjob_types.go, rayservice_types.go) and
+from the Kubernetes API reference (core/v1, networking.k8s.io/v1, storage.k8s.io/v1): of the long structures, the
+fields in use and their likely neighbours.
 
 A field's form: a type for a scalar, QUANTITY, one set for allowed words, [form] for a list, a dict for an object, or
 Map(form) for free keys.
@@ -167,6 +167,19 @@ JOB_SPEC = {
     "suspend": bool,
     "ttlSecondsAfterFinished": int,
 }
+SERVICE_SPEC = {
+    "excludeHeadPodFromServeSvc": bool,
+    "managedBy": str,
+    "rayClusterConfig": CLUSTER_SPEC,
+    "rayClusterDeletionDelaySeconds": int,
+    "serveConfigV2": str,
+    "serveService": dict,
+    "suspend": bool,
+    "upgradeStrategy": {
+        "type": {"NewCluster", "NewClusterWithIncrementalUpgrade", "None"},
+        "clusterUpgradeOptions": dict,
+    },
+}
 PEER = {
     "podSelector": SELECTOR,
     "namespaceSelector": SELECTOR,
@@ -183,6 +196,7 @@ def kind(version: str, name: str, **fields: Any) -> dict[str, Any]:
 KINDS = {
     "RayCluster": kind("ray.io/v1", "RayCluster", spec=CLUSTER_SPEC),
     "RayJob": kind("ray.io/v1", "RayJob", spec=JOB_SPEC),
+    "RayService": kind("ray.io/v1", "RayService", spec=SERVICE_SPEC),
     "PersistentVolumeClaim": kind(
         "v1",
         "PersistentVolumeClaim",

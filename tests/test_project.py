@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -192,8 +193,10 @@ def plugin_commands() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name, place in points.items():
         module, _, attribute = place.partition(":")
-        group = typer.main.get_command(getattr(importlib.import_module(module), attribute))
-        found |= cli_commands(group, f"p2e {name}")
+        command: Any = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+        if not hasattr(command, "commands"):  # an app of one command is that command
+            command, name = SimpleNamespace(commands={name: command}), ""
+        found |= cli_commands(command, f"p2e {name}".strip())
     return found
 
 

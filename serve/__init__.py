@@ -1,0 +1,1 @@
+"""The endpoint: effects in, LoRAs and videos out."""
