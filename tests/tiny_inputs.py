@@ -1,5 +1,6 @@
 """What workers of a tiny job run; it imports nothing heavy, as every worker does so anew."""
 
+import contextlib
 import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ray_jobs.training.engine import Engine
 from ray_jobs.training.inputs import Inputs
 from ray_jobs.training.loggers import Loggers
 from ray_jobs.training.loop import Worker
+from ray_jobs.training.storage import LIST
 
 __all__ = ["FullDisk", "KeptEncoder", "TinyInputs", "train_stages"]
 
@@ -66,7 +68,8 @@ def train_stages(settings: dict[str, Any]) -> None:
 
 
 class FullDisk(LocalFileSystem):
-    """A local disk that is full while the file `full` is in its `folder`; whoever feels it leaves a file `felt`."""
+    """A local disk that is full while the file `full` is in its `folder`: for the controller's list of checkpoints if
+    the file says "list", for everything else if it says "rest". Whoever feels it leaves a file `felt-list`, say."""
 
     protocol = "fulldisk"
     cachable = False
@@ -76,7 +79,9 @@ class FullDisk(LocalFileSystem):
         self.folder = folder
 
     def _open(self, path: str, mode: str = "rb", *arguments: Any, **options: Any) -> Any:
-        if "w" in mode and Path(self.folder, "full").exists():
-            Path(self.folder, "felt").touch()
-            raise OSError(errno.ENOSPC, "No space left on device", path)
+        kind = "list" if path.endswith(LIST) else "rest"
+        with contextlib.suppress(FileNotFoundError):
+            if "w" in mode and Path(self.folder, "full").read_text() == kind:
+                Path(self.folder, f"felt-{kind}").touch()
+                raise OSError(errno.ENOSPC, "No space left on device", path)
         return super()._open(path, mode, *arguments, **options)

@@ -87,7 +87,7 @@ class TinyJob:
 
 
 @contextmanager
-def when(happened: Callable[[], bool], act: Callable[[], None], seconds: float = 300) -> Iterator[None]:
+def when(happened: Callable[[], bool], act: Callable[[], object], seconds: float = 300) -> Iterator[None]:
     """Does something as soon as a condition holds, while the body runs; both must come to pass."""
     done: list[BaseException | None] = []
     over = threading.Event()

@@ -42,11 +42,12 @@ class Plan:
         known, videos: requests, with their rates a second.
         new: requests, at a rate that keeps the predictor busy for this share of the time.
         queue: videos that renderers are scaled by, of `steps` steps each.
-        jobs: videos under kills; every `kill_s` seconds something is killed.
+        jobs: videos under kills; every `kill_s` seconds something is killed, if a video has ended since the last time
+            (to start a renderer takes longer than a short while: killed more often, none would ever get to work).
     """
 
     known: tuple[int, float] = (600, 20)
-    new: tuple[int, float] = (60, 0.2)
+    new: tuple[int, float] = (40, 0.25)
     videos: tuple[int, float] = (100, 5)
     queue: int = 40
     steps: int = 20
@@ -228,10 +229,10 @@ def measure_kills(found: Service, plan: Plan, out: Path) -> None:
     serve.status()
     chance, killed, start = random.Random(0), Counter(), time.monotonic()
     videos = [found.video(seed=index, **SHORT) for index in range(plan.jobs)]
-    following = start + plan.kill_s
-    while found.open_jobs():
-        if time.monotonic() > following:
-            following += plan.kill_s
+    following, left = start + plan.kill_s, plan.jobs + 1
+    while now_left := found.open_jobs():
+        if time.monotonic() > following and now_left < left:
+            following, left = time.monotonic() + plan.kill_s, now_left
             done = sum(killed.values())
             title = {1: "ray::ServeReplica:p2e:dispatcher", 3: "ray::ServeController"}.get(
                 done, "ray::ServeReplica:p2e:renderer"

@@ -1,5 +1,6 @@
 """A training job from the driver's side: cluster, workers, storage, and the checkpoint that comes out."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import fsspec
 import ray
 import ray.train
 import ray.train.torch
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from p2e.config import TrainConfig
 from p2e.errors import ConfigError, InputError, P2EError
@@ -52,10 +53,9 @@ def train(job: TrainJob, *, opened: Callable[[TrainConfig], Inputs] = open_input
     gpus = "GPU" in ray.cluster_resources() if job.gpus == "auto" else job.gpus
     check_resources(job.cpus, float(gpus), job.least_workers)
     resources = {"CPU": job.cpus, "GPU": 1} if gpus else {"CPU": job.cpus}
-    mend(job.train.output.rstrip("/"))
     path, name = job.location
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
+    trainer = functools.partial(
+        ray.train.torch.TorchTrainer, train_worker,
         train_loop_config={"job": job.model_dump(mode="json"), "inputs": opened},
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.workers, use_gpu=gpus, resources_per_worker=resources
@@ -69,7 +69,7 @@ def train(job: TrainJob, *, opened: Callable[[TrainConfig], Inputs] = open_input
         ),
     )  # fmt: skip
     try:
-        result = trainer.fit()
+        result = fit(trainer, job)
     except TrainingFailedError as error:
         if mistake := cause(error):
             raise mistake from error
@@ -81,6 +81,20 @@ def train(job: TrainJob, *, opened: Callable[[TrainConfig], Inputs] = open_input
     with result.checkpoint.as_directory() as folder:
         publish(Path(folder), job.train.output)
     return job.train.output
+
+
+def fit(trainer: Callable[[], ray.train.torch.TorchTrainer], job: TrainJob) -> ray.train.Result:
+    """Trains to the end. Ray starts lost workers again, but not its own controller: where that could not write its list
+    of checkpoints, as on a full disk, the run is taken up once more from what is there."""
+    failures = 0
+    while True:
+        mend(job.train.output.rstrip("/"))
+        try:
+            return trainer().fit()
+        except ControllerError as error:
+            if not isinstance(error.controller_failure, OSError) or failures == job.max_failures:
+                raise
+            failures += 1
 
 
 def publish(folder: Path, output: str) -> None:

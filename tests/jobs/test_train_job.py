@@ -207,11 +207,17 @@ def wait_for_end(tiny: TinyJob, output: str) -> None:
 
 
 def test_a_full_disk(tiny: TinyJob, cluster: Cluster, golden: list[float], planned: dict[int, list[list[int]]]) -> None:
-    full, felt = tiny.folder / "full", tiny.folder / "felt"
+    """First the controller cannot write its list of checkpoints, then a worker cannot write a checkpoint."""
+    full, felt_list, felt_rest = (tiny.folder / name for name in ("full", "felt-list", "felt-rest"))
+    full.write_text("list")
     storage = PyFileSystem(FSSpecHandler(FullDisk(folder=str(tiny.folder))))
-    with when(lambda: reached(tiny, "disk", 2) is not None, full.touch), when(felt.exists, full.unlink):
+    with (
+        when(felt_list.exists, full.unlink),
+        when(lambda: len(tiny.logs("disk")) > 1, lambda: full.write_text("rest")),
+        when(felt_rest.exists, full.unlink),
+    ):
         train(tiny.job("disk", max_failures=8, train=resident(True)), opened=tiny.opened, storage_filesystem=storage)
-    assert len(tiny.logs("disk")) > 1
+    assert len(tiny.logs("disk")) > 2
     check_end(tiny, "disk", golden, planned)
 
 
