@@ -32,7 +32,6 @@ from p2e.errors import EndpointError, InputError, OutputError
 __all__ = ["KEY_VARIABLE", "Client", "Effect", "EndpointError", "Failure", "Lora", "Video"]
 
 KEY_VARIABLE = "P2E_API_KEY"
-RETRIED = (429, 502, 503, 504)
 LONGEST_WAIT_S = 60.0  # that an endpoint may ask for by Retry-After; if it asks for more, the caller is told
 QUIET_S = 30.0  # without an event, after which the video is looked at
 T = TypeVar("T")
@@ -127,13 +126,9 @@ class Client:
         key = key or os.environ.get(KEY_VARIABLE) or None
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,256}", key):
             raise InputError(f"the API key has characters that no key has; check {KEY_VARIABLE}")
-        self._key, self._retries = key, retries
-        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        self._key, self._retries, headers = key, retries, {} if key is None else {"authorization": f"Bearer {key}"}
         self._http = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)))
         self.effects, self.videos = Effects(self), Videos(self)
-
-    def __repr__(self) -> str:
-        return f"Client({self.endpoint!r})"
 
     def __enter__(self) -> "Client":
         return self
@@ -154,7 +149,7 @@ class Client:
             with self.stream("GET", "/readyz"):
                 return True
         except EndpointError as error:
-            if error.status is None or error.status in RETRIED:
+            if error.passing:
                 return False
             raise
 
@@ -204,9 +199,8 @@ class Client:
             try:
                 return call()
             except EndpointError as error:
-                passing = error.status is None or error.status in RETRIED
                 asked = error.retry_after_s
-                if not passing or tries >= self._retries or (asked or 0) > LONGEST_WAIT_S:
+                if not error.passing or tries >= self._retries or (asked or 0) > LONGEST_WAIT_S:
                     raise
             time.sleep(min(8.0, 0.5 * 2**tries) * random.uniform(0.75, 1.25) if asked is None else asked)
         raise AssertionError("count() has no end")
@@ -351,7 +345,6 @@ class Videos(Things[Video]):
         Args:
             picture: to begin with: a file, or the bytes of one (PNG, JPEG or WebP).
             effect_id, effect_prompt, strength: the effect, by its id or in words, and how much of it.
-            size: WIDTHxHEIGHT in pixels.
             num_frames, seconds: length, in one or the other.
         """
         try:
@@ -371,21 +364,28 @@ class Videos(Things[Video]):
         return self._client.read("POST", f"{self._of(video)}/cancel", _video)
 
     def wait(
-        self, video: Video | str, progress: Callable[[Video], object] | None = None, *, poll_s: float = 1.0
-    ) -> Video:
+        self, video: Video | str, progress: Callable[[Video], object] | None = None, *, poll_s: float = 1.0,
+        patience_s: float = 120.0,
+    ) -> Video:  # fmt: skip
         """The video once it has ended: completed, failed or cancelled, as its status says; `progress` is told of every
-        change. Where the stream of events breaks off, the video is looked at every `poll_s` seconds."""
+        change. Where the stream of events breaks off, the video is looked at every `poll_s` seconds; an endpoint that
+        does not answer for `patience_s` seconds is given up, and the error names the video."""
         name, path, last, streams = video if isinstance(video, str) else video.id, self._of(video), None, True
+        heard = time.monotonic()
         while True:
             try:
                 for now in self._events(path) if streams else [self.get(name)]:
+                    heard = time.monotonic()
                     if now != last and progress is not None:
                         progress(now)
                     if (last := now).ended:
                         return now
             except EndpointError as error:
-                if not streams or error.status in (401, 403, 404):
+                if error.status in (401, 403, 404):
                     raise
+                if not (streams or error.passing) or time.monotonic() - heard > patience_s:
+                    message = f"{error}; {name} may go on there: wait for it again by this id, or cancel it"
+                    raise EndpointError(message, error.status, error.code) from None
                 streams = error.code == "timeout"  # nothing has changed for long: no reason to do without
             time.sleep(poll_s)
 

@@ -45,5 +45,10 @@ class EndpointError(P2EError):
         self.message, self.status, self.code, self.param = message, status, code, param
         self.retry_after_s = retry_after_s
 
+    @property
+    def passing(self) -> bool:
+        """Whether it may be over in a while: no answer came, or one that says so."""
+        return self.status is None or self.status in (429, 502, 503, 504)
+
     def __str__(self) -> str:
         return self.message

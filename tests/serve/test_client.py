@@ -264,6 +264,20 @@ def test_events_that_break_off(proxy: Breaking, up: Running, harm: Harm) -> None
     assert [one.progress for one in seen] == sorted(one.progress for one in seen)
 
 
+def test_an_endpoint_that_is_away_for_a_while(proxy: Breaking, up: Running) -> None:
+    """It is waited for; where it stays away, the error says which video to come back for."""
+    with Client(proxy.address, key_of("alice"), retries=0) as client:
+        up.worker.go.clear()
+        video = client.videos.create(picture(), "a fox")
+        proxy.harm = [Harm("/events"), *(Harm(video.id, status) for status in (503, 502, None, 504))]
+        up.worker.go.set()
+        assert client.videos.wait(video, poll_s=0.01).status == "completed" and proxy.harm == []
+        proxy.harm = [Harm("/events"), *(Harm(video.id, 503) for _ in range(50))]
+        error = failing(lambda: client.videos.wait(video, poll_s=0.02, patience_s=0.1))
+        assert error.status == 503 and video.id in str(error) and "\n" not in str(error)
+        assert 1 < len(proxy.harm) < 50
+
+
 def test_a_stream_that_is_quiet_is_opened_again(proxy: Breaking, up: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("p2e.client.QUIET_S", 0.1)
     with Client(proxy.address, key_of("alice"), retries=0) as client:
