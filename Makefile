@@ -54,7 +54,7 @@ COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --
 	--no-emit-index-url --no-emit-find-links --annotation-style line --custom-compile-command "make lock" --quiet
 lock: $(UV)
 	$(COMPILE) --extra dev --extra train --extra aws --extra serve --extra eval --extra judge-cpu -o requirements-all.txt
-	$(COMPILE) --no-config --extra dev --extra train --extra aws --extra serve -c requirements-all.txt -o requirements.txt
+	$(COMPILE) --no-config --extra dev --extra train --extra aws --extra serve --extra eval -c requirements-all.txt -o requirements.txt
 	$(COMPILE) --no-config --extra train --extra aws --extra serve -c requirements-all.txt -o requirements-cluster.txt
 
 clean:
