@@ -58,7 +58,7 @@ class Plan:
 
 PLANS = {
     "paper": Plan(),
-    "tiny": Plan((20, 10), (2, 0.2), (4, 2), queue=6, steps=10, jobs=12, kill_s=4, downscale_s=2),
+    "tiny": Plan((20, 10), (2, 1.0), (4, 2), queue=6, steps=10, jobs=12, kill_s=4, downscale_s=2),
 }
 
 

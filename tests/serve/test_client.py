@@ -3,6 +3,7 @@
 import pickle
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +58,7 @@ def proxy(up: Running) -> Iterator[Breaking]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The client does not wait between tries; how long it would have is here."""
     found: list[float] = []
-    monkeypatch.setattr("p2e.client.time", SimpleNamespace(sleep=found.append))
+    monkeypatch.setattr("p2e.client.time", SimpleNamespace(sleep=found.append, monotonic=time.monotonic))
     return found
 
 
