@@ -65,6 +65,29 @@ def world(
     print(f"{seconds:.0f} s; wrote {task.path.with_suffix('.md')}")
 
 
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a sweep, local or an fsspec URL.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where the report goes; RUN/report if left out.")
+    ] = None,
+    focus: Annotated[
+        str | None, typer.Option("--focus", metavar="METHOD", help="The method that the others are compared with.")
+    ] = None,
+    megabytes: Annotated[
+        float, typer.Option("--megabytes", min=0, help="What the page's pictures may take.")
+    ] = 20.0,
+) -> None:  # fmt: skip
+    """Write the tables of a sweep as one HTML page, Markdown and CSV."""
+    from eval.report.text import as_markdown
+    from eval.report.write import write_report
+
+    place = str(out) if out is not None else f"{run.rstrip('/')}/report"
+    found = write_report(run, place, focus=focus, megabytes=megabytes)
+    print(as_markdown(found))
+    print(f"wrote {place}/report.html, report.md, table.csv, scores.csv")
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says it."""
     if seconds < 90:
