@@ -18,11 +18,17 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from p2e.errors import FormatError, InputError
 from p2e.files import atomic_path
 
-__all__ = ["Clip", "contact_sheet", "read_video", "side_by_side", "write_gif", "write_mp4", "write_video"]
+__all__ = [
+    "Clip", "TooManyPixelsError", "contact_sheet", "read_video", "side_by_side", "write_gif", "write_mp4", "write_video"
+]  # fmt: skip
 
 MAX_PIXELS = 1 << 31  # of a whole decoded clip: 6 GB; a file that claims more is refused before it is decoded
 GIF_TAG = "p2e fps="  # GIF stores hundredths of a second and merges equal frames; the comment keeps what was meant
 INK, PAPER = (20, 20, 20), (255, 255, 255)
+
+
+class TooManyPixelsError(FormatError):
+    """A video is too large to be decoded into memory."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,10 @@ def _read_ffmpeg(path: str | Path) -> Clip:
         meta: Any = next(reader)
         width, height = meta["size"]
         _check_pixels(path, int(width * height * max(meta["fps"] * meta["duration"], 1)))
-        frames = [np.frombuffer(data, np.uint8).reshape(height, width, 3) for data in reader]
+        frames = []
+        for data in reader:  # counted, too: there may be more than the file claims
+            frames.append(np.frombuffer(data, np.uint8).reshape(height, width, 3))
+            _check_pixels(path, width * height * len(frames))
     except FormatError:
         raise
     except (OSError, RuntimeError, StopIteration, KeyError, ValueError) as error:
@@ -197,7 +206,7 @@ def _read_ffmpeg(path: str | Path) -> Clip:
 
 def _check_pixels(path: str | Path, pixels: int) -> None:
     if pixels > MAX_PIXELS:
-        raise FormatError(f"{path}: {pixels} pixels in all are too many to decode; shorten or shrink the video")
+        raise TooManyPixelsError(f"{path}: {pixels} pixels in all are too many to decode; shorten or shrink the video")
 
 
 def _last_line(text: str) -> str:

@@ -32,9 +32,13 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "text.mp4").write_text("not a video\n" * 100)
     (folder / "cut.mp4").write_bytes(GOOD.read_bytes()[:600])
     ffmpeg("-f", "lavfi", "-i", "sine=duration=1", "-c:a", "aac", str(folder / "sound.mp4"))
+    whole = GOOD.read_bytes()
+    (folder / "lost.mp4").write_bytes(whole[: len(whole) * 3 // 4])  # its index comes first, so that much can be shown
+    (folder / "rotten.mp4").write_bytes(whole[:-3000] + bytes(2000) + whole[-1000:])
     return {
         "missing": folder / "none.mp4", "empty_file": folder / "empty.mp4", "not_a_video": folder / "text.mp4",
-        "not_a_video ": folder / "cut.mp4", "not_a_video  ": folder / "sound.mp4", "missing ": folder,
+        "not_a_video ": folder / "cut.mp4", "no_stream": folder / "sound.mp4", "missing ": folder,
+        "damaged": folder / "lost.mp4", "damaged ": folder / "rotten.mp4",
     }  # fmt: skip
 
 
@@ -122,7 +126,7 @@ def remote() -> Iterator[str]:
 
 def test_clips_behind_a_url(remote: str) -> None:
     assert (read_clip(f"{remote}/good.mp4").frames == read_clip(GOOD).frames).all()
-    for path, code in ((f"{remote}/none.mp4", "missing"), ("nosuch://x/y.mp4", "missing")):
+    for path, code in ((f"{remote}/none.mp4", "missing"), ("nosuch://x/y.mp4", "unreadable")):
         with pytest.raises(Unscorable, match=f"^{code}: "):
             read_clip(path)
 
