@@ -8,7 +8,21 @@ from eval.run_files import RunFiles, Score
 from eval.sweep import Work
 from p2e.errors import ConfigError
 
-__all__ = ["judge_missing"]
+__all__ = ["judge_missing", "judge_module"]
+
+
+def judge_module() -> Any:
+    """`eval.judge`.
+
+    Raises:
+        ConfigError: this checkout has no judge, or a package of it is missing.
+    """
+    try:
+        return importlib.import_module("eval.judge")
+    except ModuleNotFoundError as error:
+        if error.name != "eval.judge":
+            raise ConfigError(f"judge: {error}; install the extra judge") from None
+        raise ConfigError("judge: there is none in this checkout; leave out judge") from None
 
 
 def judge_missing(
@@ -23,13 +37,7 @@ def judge_missing(
     Raises:
         ConfigError: the judge cannot be had.
     """
-    try:
-        module: Any = importlib.import_module("eval.judge")
-    except ModuleNotFoundError as error:
-        if error.name != "eval.judge":
-            raise ConfigError(f"judge: {error}; install the extra judge") from None
-        raise ConfigError("judge: there is none in this checkout; leave out judge") from None
-    judge = module.open_judge(settings)
+    judge = judge_module().open_judge(settings)
     done = {
         (score.clip, score.effect)
         for score in files.scores().values()

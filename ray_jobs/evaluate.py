@@ -17,7 +17,7 @@ import ray.data
 from pydantic import Field
 from ray.exceptions import RayError, RayTaskError
 
-from eval.judging import judge_missing
+from eval.judging import judge_missing, judge_module
 from eval.lora_makers import make_loras
 from eval.lora_plan import plan_loras
 from eval.progress import Progress
@@ -48,7 +48,7 @@ from ray_jobs.metric_actor import MetricActor, read_recipes
 from ray_jobs.render import RenderJob, RenderPlan, plan_rows, render_missing
 from ray_jobs.session import check_resources, connect, exists, failure, remove, stream
 
-__all__ = ["EvaluateJob", "EvaluateReport", "evaluate"]
+__all__ = ["EvaluateJob", "EvaluateReport", "evaluate", "run_evaluation"]
 
 
 class EvaluateJob(Settings):
@@ -180,6 +180,8 @@ class _Sweep:
 
     def run(self) -> EvaluateReport:
         job = self.job
+        if self.suite.judge is not None:
+            judge_module()  # fails now rather than after the last clip
         write_text(self.files.path("suite.json"), self.suite.to_json())
         write_text(self.files.path("job.json"), job.to_json())
         connect()
@@ -336,7 +338,8 @@ class _Sweep:
         return count
 
 
-def _run(job: EvaluateJob) -> int:
+def run_evaluation(job: EvaluateJob) -> int:
+    """Evaluates, and says what was done -> 1 where a row failed, else 0."""
     report = evaluate(job)
     if job.plan_only:
         return 0
@@ -346,7 +349,7 @@ def _run(job: EvaluateJob) -> int:
 
 
 def main() -> None:
-    run_job(EvaluateJob, _run, "Render and score a suite on a Ray cluster.")
+    run_job(EvaluateJob, run_evaluation, "Render and score a suite on a Ray cluster.")
 
 
 if __name__ == "__main__":
