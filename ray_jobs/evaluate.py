@@ -70,7 +70,7 @@ class EvaluateJob(Settings):
         metric_cpus, metric_gpus, metric_actors: of the actors that score.
         attempts: how often a clip may kill its actor.
         retry_errors: what could not be scored is tried again; clips that failed always are.
-        plan_only: says what there is to do, and what it will cost, and does nothing of it.
+        plan_only: says what there is to do, and what it will cost; of it, only first frames are put into the folder.
         seconds_per_step: of a renderer, for the estimate; None takes the last run's, or the world's.
     """
 
