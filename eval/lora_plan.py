@@ -3,7 +3,7 @@
 A LoRA that was made is RUN/loras/KEY.json, written last, which names its file beside it, or a file of the library.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -81,13 +81,21 @@ class LoraPlan:
     errors: dict[tuple[str, str], str] = field(default_factory=dict)
     tasks: list[LoraTask] = field(default_factory=list)
 
-    def settle(self, folder: str, failed: Mapping[str, str]) -> None:
-        """Takes what was made into `files`, once the tasks are done.
+    @property
+    def pending(self) -> set[str]:
+        """Keys that the tasks are to make."""
+        return {want.key for task in self.tasks for want in task.wanted}
+
+    def settle(self, folder: str, failed: Mapping[str, str], pending: Collection[str] = ()) -> None:
+        """Takes what was made into `files`: what is there from a run before, and all once the tasks are done.
 
         Args:
             failed: key -> why it could not be made.
+            pending: keys that are left as they are.
         """
         for cell, key in self.keys.items():
+            if key in pending:
+                continue
             try:
                 if key in failed:
                     raise InputError(failed[key])

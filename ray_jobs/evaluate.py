@@ -137,6 +137,7 @@ class _Sweep:
         self.files = RunFiles(self.output)
         self.images = place_images(suite, self.output)
         self.loras = plan_loras(suite, self.output, job.recipe)
+        self.loras.settle(self.files.path("loras"), {}, self.loras.pending)
         self.failed_loras: dict[str, str] = {}
         self.progress = Progress()
         scale = job.scale or (2 if suite.base == "world" else 1)

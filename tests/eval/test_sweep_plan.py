@@ -168,6 +168,8 @@ def test_made_loras_are_found_again_and_failures_are_their_rows_own(tmp_path: Pa
     assert plan.errors["zero", "red_mood"].startswith("no_lora: ") and ("zero", "red_mood") not in plan.files
     again = plan_loras(suite, str(tmp_path), RECIPE)
     assert [task.kind for task in again.tasks] == ["predicted"] and again.keys == plan.keys
+    again.settle(f"{tmp_path}/loras", {}, again.pending)
+    assert again.files == plan.files and not again.errors
 
 
 def test_cells_come_in_order_and_share_clips(tmp_path: Path) -> None:
