@@ -151,8 +151,11 @@ def test_loras_from_elsewhere(tmp_path: Path) -> None:
 def test_made_loras_are_found_again_and_failures_are_their_rows_own(tmp_path: Path) -> None:
     loras = world_base_folder().parent / "library/loras"
     entries = [
-        {"effect": name, "prompts": [f"the {name} comes"], "lora": f"{loras}/{name}.safetensors"}
-        for name in ("blue_mood", "zoom_in")
+        {"effect": name, "prompts": [prompt], "lora": f"{loras}/{name}.safetensors"}
+        for name, prompt in (
+            ("blue_mood", "A blue tone slowly covers all colours."),
+            ("zoom_in", "The camera moves closer."),
+        )
     ]
     (tmp_path / "library.yaml").write_text(yaml.safe_dump({"base": "world", "entries": entries}))
     suite = suite_of(["nearest", "zero"], library=f"{tmp_path}/library.yaml")
