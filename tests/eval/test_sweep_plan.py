@@ -153,8 +153,8 @@ def test_made_loras_are_found_again_and_failures_are_their_rows_own(tmp_path: Pa
     entries = [
         {"effect": name, "prompts": [prompt], "lora": f"{loras}/{name}.safetensors"}
         for name, prompt in (
-            ("blue_mood", "A blue tone slowly covers all colours."),
-            ("zoom_in", "The camera moves closer."),
+            ("blue_mood", "Gradually colour the whole video a saturated blue."),
+            ("balloon", "The subject is lifted into the air by a balloon."),
         )
     ]
     (tmp_path / "library.yaml").write_text(yaml.safe_dump({"base": "world", "entries": entries}))
@@ -167,7 +167,7 @@ def test_made_loras_are_found_again_and_failures_are_their_rows_own(tmp_path: Pa
     assert all("nowhere" in error for error in failed.values())
     plan.settle(f"{tmp_path}/loras", failed)
     assert Path(str(plan.files["nearest", "red_mood"])) == loras / "blue_mood.safetensors"
-    assert Path(str(plan.files["nearest", "levitation"])).parent == loras
+    assert Path(str(plan.files["nearest", "levitation"])) == loras / "balloon.safetensors"
     assert plan.errors["zero", "red_mood"].startswith("no_lora: ") and ("zero", "red_mood") not in plan.files
     again = plan_loras(suite, str(tmp_path), RECIPE)
     assert [task.kind for task in again.tasks] == ["predicted"] and again.keys == plan.keys
