@@ -1,11 +1,13 @@
 """`p2e eval`: what the project claims, measured again. Found by `p2e` through the entry points `p2e.commands`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from p2e.commands.options import check_folder, progress_bar, quiet_libraries
+from p2e.errors import ConfigError, InputError
 
 app = typer.Typer(help="Measure again what p2e claims.")
 
@@ -32,6 +34,10 @@ def world(
     columns: Annotated[
         list[str] | None, typer.Option("--column", metavar="NAME", help="A method; p2e.world.columns lists them.")
     ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option("--judge", metavar="FILE", help="YAML of a judge's settings; its scores go to OUT/judge."),
+    ] = None,
 ) -> None:
     """Recompute the main table of the embedded world from its weights."""
     from eval.world.run import plan, recompute
@@ -40,6 +46,9 @@ def world(
 
     quiet_libraries()
     check_folder(out)
+    if judge is not None and weights is not None:
+        raise InputError("--judge: a suite names its own weights; leave out --weights, or use `p2e eval run`")
+    settings = None if judge is None else judge_settings(judge)
     task = plan(weights, out, full=full, effects=effects, scenes=scenes, seeds=range(seeds), columns=columns or ())
     config = task.config
     print(
@@ -63,6 +72,70 @@ def world(
     write_text(task.path.with_name(f"{task.path.stem}-table.json"), as_json([table]))
     print(text)
     print(f"{seconds:.0f} s; wrote {task.path.with_suffix('.md')}")
+    if settings is not None:
+        raise typer.Exit(judge_world(settings, out / "judge", config.only, config.scenes, config.columns))
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A YAML file, or world or world_full.")],
+    out: Annotated[str, typer.Option("--out", metavar="RUN", help="Folder or URL; what is there is not done again.")],
+    effects: Annotated[int | None, typer.Option(min=1, help="How many effects, of all splits alike.")] = None,
+    scenes: Annotated[int | None, typer.Option(min=1, help="How many scenes.")] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", metavar="NAME", help="A method, by title or column.")
+    ] = None,
+    judge: Annotated[Path | None, typer.Option("--judge", metavar="FILE", help="YAML of a judge's settings.")] = None,
+    actors: Annotated[int, typer.Option(min=1, help="Most renderers at a time.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of a renderer.")] = 0.0,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try again what could not be scored.")] = False,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Only say what there is to do, and its cost.")] = False,
+) -> None:
+    """Render and score a suite on this machine; RAY_ADDRESS names a cluster instead."""
+    from ray_jobs.evaluate import EvaluateJob, run_evaluation
+
+    quiet_libraries()
+    values = {
+        "suite": suite, "output": out, "effects": effects, "scenes": scenes, "methods": methods or (),
+        "judge": None if judge is None else judge_settings(judge), "actors": actors, "gpus": gpus,
+        "retry_errors": retry_errors, "plan_only": plan_only,
+    }  # fmt: skip
+    raise typer.Exit(run_evaluation(EvaluateJob.parse(values, "the command line")))
+
+
+def judge_settings(path: Path) -> dict[str, Any]:
+    """A judge's settings.
+
+    Raises:
+        ConfigError, InputError: the file is missing, or is not YAML of settings.
+    """
+    import yaml
+
+    from p2e.files import read_text
+
+    try:
+        values = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a judge's settings are KEY: VALUE lines")
+    return values
+
+
+def judge_world(
+    settings: dict[str, Any], out: Path, effects: Sequence[str], scenes: int, columns: Sequence[str]
+) -> int:  # fmt: skip
+    """Has the judge score what the world's table is of, as far as the world's suite has it."""
+    from eval.suite_files import load_suite
+    from ray_jobs.evaluate import EvaluateJob, run_evaluation
+
+    suite = load_suite("world_full")
+    known = {method.column for method in suite.methods}
+    values = {
+        "suite": "world_full", "output": str(out), "only": list(effects), "scenes": scenes, "judge": settings,
+        "methods": [column for column in columns if column in known],
+    }  # fmt: skip
+    return run_evaluation(EvaluateJob.parse(values, "--judge"))
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """The actor that renders rows: a model, a LoRA slot, and the LoRA it used last."""
 
 import json
+import os
+import platform
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -49,17 +51,18 @@ class ClipActor:
             self.problem = failure(error)  # an actor that cannot start would be started again and again
 
     def __call__(self, task: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """A line {key, error, seconds} for each row of the task."""
+        """A line {key, error, seconds, actor, carry} for each row of the task; `carry` is what came with the row."""
         return [self._line(*json.loads(said)) for said in task["rows"]]
 
-    def _line(self, key: str, values: dict[str, Any]) -> dict[str, Any]:
+    def _line(self, key: str, values: dict[str, Any], carry: str = "") -> dict[str, Any]:
         start, error = time.monotonic(), self.problem
         if not error:
             try:
                 self._render(key, RenderRow.parse(values))
             except Exception as problem:  # one row is not the job
                 error = failure(problem)
-        return {"key": key, "error": error, "seconds": time.monotonic() - start}
+        seconds, actor = time.monotonic() - start, f"{platform.node()}:{os.getpid()}"
+        return {"key": key, "error": error, "seconds": seconds, "actor": actor, "carry": carry}
 
     def _render(self, key: str, row: RenderRow) -> None:
         from p2e.render.image import load_image

@@ -7,7 +7,7 @@ row that fails is a line of the results. A clip is named by a digest of all it s
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from ray_jobs.command import run_job
 from ray_jobs.rows import RenderRow, content, read_rows, row_key
 from ray_jobs.session import check_resources, connect, stream
 
-__all__ = ["RenderJob", "RenderPlan", "RenderResult", "plan_rows", "render_rows"]
+__all__ = ["RenderJob", "RenderPlan", "RenderResult", "plan_rows", "render_missing", "render_rows"]
 
 RECIPE = "1"
 """Version of how clips are made; a change of it makes all of them anew."""
@@ -82,15 +82,18 @@ class RenderPlan(Settings):
     settings: RenderConfig
 
 
-def plan_rows(job: RenderJob) -> RenderPlan:
+def plan_rows(job: RenderJob, rows: Sequence[RenderRow] | None = None) -> RenderPlan:
     """Reads the rows and the base's files, and settles what each clip depends on.
+
+    Args:
+        rows: in place of those of the job's file.
 
     Raises:
         ConfigError, InputError: rows, base or settings that cannot be used.
     """
     from p2e.bases import open_base
 
-    rows = read_rows(job.rows)
+    rows = read_rows(job.rows) if rows is None else rows
     base, reader = open_base(job.base)
     if reader is None:
         raise InputError(f"{job.base} is a name without weights; give the folder of its diffusers pipeline")
@@ -118,7 +121,7 @@ def render_rows(job: RenderJob) -> list[RenderResult]:
     named = zip(plan.keys, plan.rows, strict=True)
     missing = {key: row for key, row in named if f"{key}.mp4" not in there}
     done: dict[str, dict[str, Any]] = {}
-    for line in _render(job, plan, missing, output):
+    for line in render_missing(job, plan, missing, output):
         done[line["key"]] = line
         print(f"{len(done)}/{len(missing)} {line['key']} {line['error']}".rstrip(), flush=True)
     results = []
@@ -133,14 +136,26 @@ def render_rows(job: RenderJob) -> list[RenderResult]:
     return results
 
 
-def _render(job: RenderJob, plan: RenderPlan, missing: dict[str, RenderRow], output: str) -> Iterator[dict[str, Any]]:
-    """A line for each row that is missing, as its clip is done."""
+def render_missing(
+    job: RenderJob, plan: RenderPlan, missing: Mapping[str, RenderRow], output: str, *,
+    carry: Mapping[str, str] | None = None, then: Sequence[tuple[Any, dict[str, Any]]] = (),
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """A line for each row that is missing, as its clip is done.
+
+    Args:
+        missing: by key.
+        carry: key -> what goes with the row's line.
+        then: further stages that take the lines; see `stream`.
+
+    Raises:
+        InputError: no machine can run an actor.
+    """
     if not missing:
         return
     connect()
     check_resources(job.cpus, job.gpus)
     attempts = Attempts(f"{output}/attempts", job.attempts)
-    tasks = _tasks(missing, job.rows_per_task)
+    tasks = _tasks(missing, job.rows_per_task, carry or {})
     arguments = {
         "base": plan.base, "settings": plan.settings, "scale": job.scale, "gpu": bool(job.gpus), "output": output,
         "attempts": attempts,
@@ -148,16 +163,16 @@ def _render(job: RenderJob, plan: RenderPlan, missing: dict[str, RenderRow], out
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(job.actors, len(tasks)))
     yield from stream(
         tasks, ClipActor, flat=True, fn_constructor_kwargs=arguments, compute=pool, num_cpus=job.cpus,
-        num_gpus=job.gpus or None,
+        num_gpus=job.gpus or None, then=then,
     )  # fmt: skip
     attempts.remove()
 
 
-def _tasks(missing: dict[str, RenderRow], size: int) -> list[dict[str, Any]]:
+def _tasks(missing: Mapping[str, RenderRow], size: int, carry: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows with their keys, those of one LoRA next to one another, in groups of one LoRA each."""
     by_lora: dict[str, list[str]] = {}
     for key, row in missing.items():
-        said = json.dumps([key, row.model_dump(mode="json")])
+        said = json.dumps([key, row.model_dump(mode="json"), carry.get(key, "")])
         by_lora.setdefault(json.dumps(row.lora), []).append(said)
     return [{"rows": own[i : i + size]} for own in by_lora.values() for i in range(0, len(own), size)]
 

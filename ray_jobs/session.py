@@ -115,12 +115,16 @@ def remove(path: str) -> None:
         file_system.rm(inner, recursive=True)
 
 
-def stream(rows: Sequence[dict[str, Any]], fn: Any, *, flat: bool = False, **options: Any) -> Iterator[dict[str, Any]]:
+def stream(
+    rows: Sequence[dict[str, Any]], fn: Any, *, flat: bool = False, then: Sequence[tuple[Any, dict[str, Any]]] = (),
+    **options: Any,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """What `fn` makes of each row, as rows are done. Every row is a block and thus a task of its own.
 
     Args:
         fn: a function, or a class for a pool of actors.
         flat: it gives a list of rows for each row.
+        then: further stages, (fn, options), which take what the stage before gives, as it gives it; each gives a list.
         options: of `Dataset.map` or `Dataset.flat_map`: compute, num_cpus, num_gpus, fn_constructor_kwargs.
     """
     if not rows:
@@ -131,4 +135,7 @@ def stream(rows: Sequence[dict[str, Any]], fn: Any, *, flat: bool = False, **opt
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
     run: Callable[..., ray.data.Dataset] = dataset.flat_map if flat else dataset.map
-    yield from run(fn, **options).iter_rows()
+    dataset = run(fn, **options)
+    for stage, settings in then:
+        dataset = dataset.flat_map(stage, **settings)
+    yield from dataset.iter_rows()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from eval.world.record import RECORD, Missing, fill_from_record
 from p2e.bases import world_base_folder
@@ -101,7 +102,19 @@ def shipped_effects(weights: Path) -> list[EffectSpec]:
     return found
 
 
-def pick_effects(specs: Sequence[EffectSpec], count: int) -> list[EffectSpec]:
+class InSplit(Protocol):
+    """An effect of the world, or of a suite."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+
+
+E = TypeVar("E", bound=InSplit)
+
+
+def pick_effects(specs: Sequence[E], count: int) -> list[E]:
     """`count` of the effects, as many of each split where it has them, evenly spaced over its part of the table."""
     groups = {s: [spec for spec in specs if spec.split == s] for s in ("train", "heldout", "ood")}
     groups = {split: group for split, group in groups.items() if group}
