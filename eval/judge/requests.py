@@ -14,10 +14,10 @@ from eval.judge.verdict import SCHEMA
 from eval.metrics.base import Unscorable
 from eval.metrics.reading import read_clip
 
-__all__ = ["Question", "Shown", "chat_request", "processor_options", "structure"]
+__all__ = ["PROCESSOR", "Question", "Shown", "chat_request", "structure"]
 
-# Of transformers' video processor: what a later version will change, held fast, so that scores and costs stay.
-PROCESSOR = {"cap_pixels_per_frame": False, "do_sample_frames": False}
+# Held fast, for a later transformers will change it, and with it scores and costs.
+PROCESSOR = {"cap_pixels_per_frame": False}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Question:
 
 def chat_request(settings: JudgeSettings, shown: list[Shown], seed: int, max_tokens: int) -> dict[str, Any]:
     """The body of POST /chat/completions. What OpenAI's own schema lacks is vLLM's: `structured_outputs`,
-    `media_io_kwargs`, `mm_processor_kwargs`."""
+    `media_io_kwargs`, `mm_processor_kwargs`. Without `--trust-request-mm-kwargs` vLLM refuses the last two (400), and
+    without them it takes the frames for one a second and their size from whatever transformers does by default."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
     for one in shown:
         parts = [
@@ -84,14 +85,10 @@ def chat_request(settings: JudgeSettings, shown: list[Shown], seed: int, max_tok
     return {
         "model": settings.model, "messages": messages, "temperature": settings.temperature, "max_tokens": max_tokens,
         "seed": seed, "structured_outputs": structure(), "media_io_kwargs": {"video": shown[-1].frames.metadata},
-        "mm_processor_kwargs": processor_options(),
+        "mm_processor_kwargs": dict(PROCESSOR),
     }  # fmt: skip
 
 
 def structure() -> dict[str, Any]:
     """Without the second field a model may write blanks until its tokens run out."""
     return {"json": SCHEMA, "disable_any_whitespace": True}
-
-
-def processor_options() -> dict[str, Any]:
-    return dict(PROCESSOR)

@@ -34,7 +34,9 @@ def open_judge(settings: JudgeSettings) -> Judge:
     try:
         from ray_jobs.judge import RayJudge
     except ImportError as error:
-        raise ConfigError(f"judge: backend ray needs Ray ({error}); install the extra train, or name a server") from None
+        raise ConfigError(
+            f"judge: backend ray needs Ray ({error}); install the extra train, or name a server"
+        ) from None
     return RayJudge(settings)
 
 

@@ -1,5 +1,6 @@
 """A Qwen3-VL small enough for two CPU cores, with a tokenizer of its own: the architecture, the files and the chat of
-the large ones, so that a server takes it through the same code. Weights are random until `eval.judge.train` trains them.
+the large ones, so that a server takes it through the same code. Weights are random until `eval.judge.train` trains
+them.
 """
 
 from pathlib import Path

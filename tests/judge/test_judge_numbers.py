@@ -107,7 +107,14 @@ def test_a_key_is_all_that_a_score_depends_on(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    for wrong in ({"frames": 15}, {"modle": "x"}, {"url": "ftp://x"}, {"repeats": 1}, {"coverage": 2}, {"backend": "x"}):
+    for wrong in (
+        {"frames": 15},
+        {"modle": "x"},
+        {"url": "ftp://x"},
+        {"repeats": 1},
+        {"coverage": 2},
+        {"backend": "x"},
+    ):
         with pytest.raises(ConfigError, match="judge: "):
             JudgeSettings.parse(wrong, "judge")
 
