@@ -90,5 +90,7 @@ def chat_request(settings: JudgeSettings, shown: list[Shown], seed: int, max_tok
 
 
 def structure() -> dict[str, Any]:
-    """Without the second field a model may write blanks until its tokens run out."""
+    """What holds an answer to the schema. vLLM 0.32 does not read the second field: a model may write blanks until its
+    tokens run out, unless the server was started with `--structured-outputs-config '{"backend": "xgrammar",
+    "disable_any_whitespace": true}'`."""
     return {"json": SCHEMA, "disable_any_whitespace": True}
