@@ -28,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 STILL_RECIPE = "1"
-UNREADABLE = ("missing", "empty_file", "not_a_video")  # of `eval.metrics.read_clip`
+UNREADABLE = ("missing", "unreadable", "empty_file", "not_a_video", "no_stream", "damaged")  # of `eval.metrics.reading`
 WORLD_STEP_SECONDS = 0.25  # a denoising step of the world's base on one core; see RENDER of eval.world.run
 
 

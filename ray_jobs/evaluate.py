@@ -17,7 +17,7 @@ import ray.data
 from pydantic import Field
 from ray.exceptions import RayError, RayTaskError
 
-from eval.judging import judge_missing, judge_module
+from eval.judging import judge_missing, judge_of
 from eval.lora_makers import make_loras
 from eval.lora_plan import plan_loras
 from eval.progress import Progress
@@ -182,7 +182,7 @@ class _Sweep:
     def run(self) -> EvaluateReport:
         job = self.job
         if self.suite.judge is not None:
-            judge_module()  # fails now rather than after the last clip
+            judge_of(self.suite.judge)  # fails now rather than after the last clip
         write_text(self.files.path("suite.json"), self.suite.to_json())
         write_text(self.files.path("job.json"), job.to_json())
         connect()
