@@ -10,6 +10,7 @@ import yaml
 from cluster_files import LAUNCHER, ROOT, launcher_config, manifests
 
 from p2e.config import Settings
+from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.library import LibraryJob
 from ray_jobs.prepare_passes import PrepareJob
 from ray_jobs.render import RenderJob
@@ -23,6 +24,7 @@ LOADERS: dict[str, Callable[[str], Settings]] = {
     "prepare": PrepareJob.load,
     "library": LibraryJob.load,
     "render": RenderJob.load,
+    "evaluate": EvaluateJob.load,
 }
 JOB = re.compile(r"python -m ray_jobs\.(\w+)(?: --config (\S+))?")
 
