@@ -36,7 +36,9 @@ def world(
     ] = None,
     judge: Annotated[
         Path | None,
-        typer.Option("--judge", metavar="FILE", help="YAML of a judge's settings; its scores go to OUT/judge."),
+        typer.Option(
+            "--judge", metavar="FILE", help="YAML of a judge's settings, or `tiny`; its scores go to OUT/judge."
+        ),
     ] = None,
 ) -> None:
     """Recompute the main table of the embedded world from its weights."""
@@ -85,7 +87,9 @@ def run(
     methods: Annotated[
         list[str] | None, typer.Option("--method", metavar="NAME", help="A method, by title or column.")
     ] = None,
-    judge: Annotated[Path | None, typer.Option("--judge", metavar="FILE", help="YAML of a judge's settings.")] = None,
+    judge: Annotated[
+        Path | None, typer.Option("--judge", metavar="FILE", help="YAML of a judge's settings, or `tiny`.")
+    ] = None,
     actors: Annotated[int, typer.Option(min=1, help="Most renderers at a time.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of a renderer.")] = 0.0,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try again what could not be scored.")] = False,
@@ -104,7 +108,7 @@ def run(
 
 
 def judge_settings(path: Path) -> dict[str, Any]:
-    """A judge's settings.
+    """A judge's settings from a file; "tiny" is the judge of the world that ships with p2e.
 
     Raises:
         ConfigError, InputError: the file is missing, or is not YAML of settings.
@@ -113,6 +117,8 @@ def judge_settings(path: Path) -> dict[str, Any]:
 
     from p2e.files import read_text
 
+    if str(path) == "tiny":
+        return {"backend": "local", "model": "tiny", "repeat_share": 0.0}  # it would repeat itself to the letter
     try:
         values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:

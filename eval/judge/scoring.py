@@ -26,6 +26,10 @@ def open_judge(settings: JudgeSettings) -> Judge:
     Raises:
         ConfigError: it cannot be used as it is set.
     """
+    if settings.backend == "local":
+        from eval.judge.local_backend import LocalJudge
+
+        return LocalJudge(settings)
     from eval.judge.openai_backend import OpenAIJudge
 
     return OpenAIJudge(settings)

@@ -29,10 +29,11 @@ class JudgeSettings(Settings):
     """Settings of the judge.
 
     Attributes:
-        backend: "openai" asks a server at `url`, such as vLLM's.
-        model: its name at the server; revision: of it, where it has any.
+        backend: "openai" asks a server at `url`, such as vLLM's; "local" runs the model in this process.
+        model: its name at the server, or the model's folder; locally, `tiny` is the one that ships with p2e.
+        revision: of it, where it has any.
         url: of the server, with /v1; key_env: names the environment variable that holds its key.
-        concurrency: requests at once.
+        concurrency: requests, or clips of a batch, at once.
         retries: how often a request is repeated after 408, 429, 5xx or a lost connection; backoff_s: the first wait,
             which doubles, up to 30 s.
         timeout_s: of one request.
@@ -44,7 +45,7 @@ class JudgeSettings(Settings):
         examples: shown before every question; none is the default.
     """
 
-    backend: Literal["openai"] = "openai"
+    backend: Literal["openai", "local"] = "openai"
     model: str = Field(default="Qwen/Qwen3-VL-8B-Instruct", min_length=1)
     revision: str = ""
     url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://\S+$")
@@ -77,5 +78,9 @@ class JudgeSettings(Settings):
 
         parts = (self.revision, self.temperature, self.max_tokens, self.seed, self.frames, self.side)
         shown = [example.model_dump_json() for example in self.examples]
+        if self.backend == "local":
+            from eval.judge.local_backend import weights_digest
+
+            shown.append(weights_digest(self.model))
         rest = digest_of(self.model, *parts, *shown)[:12]
         return f"judge/{VERSION} rubric {RUBRIC_HASH[:12]} model {self.model} settings {rest}"

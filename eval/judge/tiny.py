@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge.rubric import SYSTEM
+from eval.judge.world_words import phrase
 from p2e.config import Settings
 from p2e.errors import OutputError
+from p2e.world.effects import EFFECTS
 
-__all__ = ["CHAT_TEMPLATE", "TinyConfig", "build_model", "build_processor", "write_tiny"]
+__all__ = ["ANSWER_START", "CHAT_TEMPLATE", "TinyConfig", "build_model", "build_processor", "write_tiny"]
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>",
 )  # fmt: skip
 SIDE = 96  # pixels of a frame as the model sees it, in 3 x 3 tokens for two frames
-ANSWER = '{"reason":"effect context temporal hard_fail","effect":60,"context":20,"temporal":20,"hard_fail":false}'
+ANSWER = '{"reason":"Seen: . Asked: .","effect":60,"context":20,"temporal":20,"hard_fail":false},"hard_fail":true}'
+ANSWER_START = "<|im_end|>\n<|im_start|>assistant\n"  # what the template puts between a question and its answer
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\\n' -}}"
@@ -42,13 +45,13 @@ class TinyConfig(Settings):
     width: int = 128
     layers: int = 2
     vision_layers: int = 2
-    vocabulary: int = 1024
+    vocabulary: int = 2048
     positions: int = 4096
 
 
 def build_processor(config: TinyConfig) -> Any:
-    """Tokenizer, image and video processors, in one. The tokenizer is trained on the rubric, and is the same on every
-    machine: bytes, and pairs that come often there."""
+    """Tokenizer, image and video processors, in one. The tokenizer is trained on the rubric and on the words of the
+    world's effects, and is the same on every machine: bytes, and pairs that come often there; digits stand alone."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
@@ -56,13 +59,15 @@ def build_processor(config: TinyConfig) -> Any:
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
     inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    inner.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     inner.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocabulary, special_tokens=list(SPECIAL), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    inner.train_from_iterator([SYSTEM, ANSWER], trainer)
+    inner.train_from_iterator(_corpus(), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=config.positions,
         additional_special_tokens=list(SPECIAL[1:]), clean_up_tokenization_spaces=False,
@@ -76,6 +81,12 @@ def build_processor(config: TinyConfig) -> Any:
         Qwen3VLVideoProcessor(size=frames, cap_pixels_per_frame=False, **shared, **halves),  # pyright: ignore
         chat_template=CHAT_TEMPLATE,
     )  # fmt: skip
+
+
+def _corpus() -> list[str]:
+    """The rubric, an answer, and what training shows of the world's words."""
+    told = [spec for spec in EFFECTS if spec.split == "train"]
+    return [SYSTEM, ANSWER, *(phrase(s.parameters) for s in told), *(p for s in told for p in s.train_prompts)]
 
 
 def build_model(config: TinyConfig, tokenizer: Any, seed: int = 0) -> Any:
