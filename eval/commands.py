@@ -1,5 +1,6 @@
 """`p2e eval`: what the project claims, measured again. Found by `p2e` through the entry points `p2e.commands`."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -165,6 +166,38 @@ def report(
     found = write_report(run, place, focus=focus, megabytes=megabytes)
     print(as_markdown(found))
     print(f"wrote {place}/report.html, report.md, table.csv, scores.csv")
+
+
+@app.command()
+def compare(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a sweep, on this machine.")],
+    rater: Annotated[str, typer.Option("--rater", metavar="NAME", help="Who is asked; answers are kept by this name.")],
+    pairs: Annotated[
+        int | None, typer.Option("--pairs", min=1, help="How many, the same for all raters; all, if left out.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", metavar="NAME", help="A method to compare, by title; give several.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the page; any free one, if left out.")] = 0,
+) -> None:  # fmt: skip
+    """Ask a person which of two clips is better, blind, on a page of this machine; ctrl-C ends it."""
+    from eval.preferences.pairs import draw
+    from eval.preferences.server import PreferenceServer, Session
+    from eval.preferences.votes import VoteLog, check_rater
+    from eval.run_files import RunFiles
+
+    files = RunFiles.of(run)
+    drawn = draw(files.suite, files.clips(), check_rater(rater), count=pairs, methods=methods or ())
+    with VoteLog(files, rater) as log:
+        session = Session(files, rater, drawn, log)
+        with PreferenceServer(session, port) as server:
+            print(
+                f"{len(drawn)} pairs, {session.answered} answered; open {server.address}, end with ctrl-C",
+                flush=True,
+            )
+            with contextlib.suppress(KeyboardInterrupt):
+                server.serve_forever()
+        print(f"{session.answered} of {len(drawn)} answered, kept in {log.path}; `p2e eval report {run}` counts them")
 
 
 def duration(seconds: float) -> str:

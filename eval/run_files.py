@@ -5,6 +5,7 @@
     RUN/clips.jsonl             a `ClipRow` for every method, effect and scene, in that order
     RUN/clips/KEY.mp4           a clip, named by a digest of all it shows; rows whose clips are equal share it
     RUN/scores/NAME.jsonl       `Score`s, in several files; of two with one key the later holds, by file, then by line
+    RUN/preferences/NAME.jsonl  what a person preferred; see `eval.preferences.votes`
 
 All of it is local or behind an fsspec URL. A line that a killed writer left half-written is passed over.
 """
@@ -13,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import fsspec
 from pydantic import Field
@@ -24,6 +25,8 @@ from p2e.errors import ConfigError, InputError
 from p2e.files import read_text
 
 __all__ = ["ClipRow", "RunFiles", "Score", "by_cell", "lines_of"]
+
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
 
 class ClipRow(Settings):
@@ -107,12 +110,17 @@ class RunFiles:
 
     def scores(self) -> dict[str, Score]:
         """By key."""
-        found: dict[str, Score] = {}
-        for name in self._names("scores"):
-            for value in _lines(self._text(f"scores/{name}")):
-                score = Score.parse(value, self.path(f"scores/{name}"))
-                found[score.key] = score
-        return found
+        return {score.key: score for score in self.lines("scores", Score)}
+
+    def lines(self, folder: str, kind: type[SomeSettings]) -> Iterator[SomeSettings]:
+        """Those of all JSONL files of a folder of the run, by file, then by line; none where there is no folder.
+
+        Raises:
+            ConfigError: a line is of another kind.
+        """
+        for name in self._names(folder):
+            for value in _lines(self._text(f"{folder}/{name}")):
+                yield kind.parse(value, self.path(f"{folder}/{name}"))
 
     def _names(self, folder: str) -> list[str]:
         system, inner = fsspec.core.url_to_fs(self.path(folder))

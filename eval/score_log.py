@@ -1,13 +1,10 @@
 """Scores as they come in, kept so that a writer may be killed at any point: lines of a file, or numbered parts."""
 
-import fcntl
-import os
 import time
-from pathlib import Path
 from typing import Self
 
+from eval.line_file import LineFile
 from eval.run_files import Score, lines_of
-from p2e.errors import InputError, OutputError
 from p2e.files import file_sizes, write_text
 
 __all__ = ["ScoreLog"]
@@ -39,22 +36,7 @@ class ScoreLog:
             names = [n for n in file_sizes(self.folder) if n.startswith(f"{name}-") and n.endswith(".jsonl")]
             self._part = 1 + max((int(n[len(name) + 1 : -6]) for n in names), default=-1)
             return
-        path = Path(self.folder) / f"{name}.jsonl"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab+")
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error}); check its permissions and the disk") from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _mend(file.fileno())
-            self._file = file
-        except BlockingIOError:
-            file.close()
-            raise InputError(f"{path}: another sweep writes there; wait for it, or give another folder") from None
-        except OSError as error:
-            file.close()
-            raise OutputError(f"{path}: cannot be locked ({error}); check its permissions and the disk") from None
+        self._file = LineFile(f"{self.folder}/{name}.jsonl")
 
     def add(self, scores: list[Score]) -> None:
         """Keeps scores.
@@ -69,12 +51,7 @@ class ScoreLog:
             if len(self._lines) >= PART_LINES or time.monotonic() - self._since >= PART_SECONDS:
                 self._write_part()
             return
-        try:
-            self._file.write(lines_of(scores).encode("utf-8", "replace"))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OutputError(f"{self._file.name}: cannot be written ({error}); free the disk, run again") from None
+        self._file.add(lines_of(scores))
 
     def close(self) -> None:
         if self._file is None:
@@ -93,18 +70,3 @@ class ScoreLog:
             write_text(f"{self.folder}/{self.name}-{self._part:05}.jsonl", lines_of(self._lines))
             self._part += 1
         self._lines, self._since = [], time.monotonic()
-
-
-def _mend(descriptor: int) -> None:
-    """Cuts the file after its last whole line."""
-    end = os.lseek(descriptor, 0, os.SEEK_END)
-    stop = end
-    while stop:
-        start = max(0, stop - (1 << 16))
-        newline = os.pread(descriptor, stop - start, start).rfind(b"\n")
-        if newline >= 0:
-            stop = start + newline + 1
-            break
-        stop = start
-    if stop < end:
-        os.ftruncate(descriptor, stop)

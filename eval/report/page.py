@@ -10,6 +10,7 @@ from pathlib import Path
 
 from eval.report.cases import headline, sheets, worst
 from eval.report.findings import Findings, Selection
+from eval.report.people_text import Sheet, people_sheets
 from eval.report.pictures import Pictures
 from eval.report.tables import Report, Table
 from eval.report.text import notes, recipes, shown, title_of
@@ -34,6 +35,8 @@ def as_html(report: Report, pictures: Pictures, *, shown_effects: int = 8, worst
         parts += [f"<h2>{esc(table.group)}</h2>", _table(table, report.focus)]
     for table in (*report.differences, *report.shares):
         parts += [f"<h2>{esc(table.title)}: {esc(table.group)}</h2>", _table(table, "")]
+    for sheet in people_sheets(report.people, title_of):
+        parts += [f"<h2>{esc(sheet.title)}</h2>", *(f"<p>{esc(note)}</p>" for note in sheet.notes), _sheet(sheet)]
     parts += [*_sheets(report, pictures, shown_effects), *_worst(report, pictures, worst_clips)]
     parts += ["<h2>Effect by effect</h2>", _effects(findings)]
     if report.categories:
@@ -75,6 +78,12 @@ def _table(table: Table, focus: str) -> str:
         f"<div class=scroll><table><thead><tr><th>method</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
         f"</div><p class=dim>{caption}</p>"
     )
+
+
+def _sheet(sheet: Sheet) -> str:
+    head = "".join(f"<th>{esc(text)}</th>" for text in sheet.head)
+    rows = "".join("<tr>" + "".join(f"<td>{esc(text)}</td>" for text in row) + "</tr>" for row in sheet.rows)
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
 def _best(table: Table, metric: str) -> str | None:

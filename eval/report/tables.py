@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.report.findings import Coverage, Findings, Selection
+from eval.report.people import People, people
 from eval.world.statistics import Array, Estimate, mean_of, share_of
 from p2e.errors import InputError
 
@@ -67,6 +68,7 @@ class Report:
     Attributes:
         focus: the method whose differences from the others are given.
         categories: main tables of groups of effects, and of scenes.
+        people: what people prefer; None where nobody was asked.
     """
 
     findings: Findings
@@ -75,6 +77,7 @@ class Report:
     differences: tuple[Table, ...]
     shares: tuple[Table, ...]
     categories: tuple[Table, ...]
+    people: People | None
 
 
 def focus_of(findings: Findings, wanted: str | None = None) -> str:
@@ -112,8 +115,8 @@ def build(findings: Findings, focus: str | None = None) -> Report:
         title = f"Share of what {reference} gains over {baseline}"
         others = [m for m in findings.methods if m not in (reference, baseline)]
         shares = tuple(_table(findings, "share", title, g, part, metrics, others) for g, part in splits.items())
-    groups = _groups(findings)
-    return Report(findings, chosen, main, differences, shares, tuple(_means(findings, g, p) for g, p in groups.items()))
+    categories = tuple(_means(findings, group, part) for group, part in _groups(findings).items())
+    return Report(findings, chosen, main, differences, shares, categories, people(findings))
 
 
 def _groups(findings: Findings) -> dict[str, Selection]:

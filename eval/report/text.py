@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from eval.report.findings import Findings
+from eval.report.people_text import people_figures, people_sheets
 from eval.report.tables import Figure, Report, Table
 
 __all__ = ["as_csv", "as_markdown", "notes", "scores_csv", "shown", "title_of"]
@@ -49,6 +50,9 @@ def as_markdown(report: Report) -> str:
     parts = [f"# {_plain(findings.suite.name)}", *notes(findings)]
     for table in (*report.main, *report.differences, *report.shares, *report.categories):
         parts += [f"## {_plain(table.title)}: {_plain(table.group)}", _markdown(table)]
+    for sheet in people_sheets(report.people, title_of):
+        head, *lines = [[_plain(text) for text in line] for line in (sheet.head, *sheet.rows)]
+        parts += [f"## {sheet.title}", *map(_plain, sheet.notes), _rows([head, ["---"] * len(head), *lines])]
     return "\n\n".join([*parts, "## Recipes", "\n".join(f"- `{_plain(r)}`" for r in recipes(findings))]) + "\n"
 
 
@@ -57,8 +61,11 @@ def _markdown(table: Table) -> str:
     for row in table.rows:
         texts = [shown(row.figures[metric], metric, table.kind) for metric in table.metrics]
         lines.append([_plain(row.method), *(f"{value} ({spread})" if spread else value for value, spread in texts)])
-    rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{table.effects} effects, {table.clips} clips a method; 95% intervals over effects.\n\n{rows}"
+    return f"{table.effects} effects, {table.clips} clips a method; 95% intervals over effects.\n\n{_rows(lines)}"
+
+
+def _rows(lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def notes(findings: Findings) -> list[str]:
@@ -84,7 +91,8 @@ def recipes(findings: Findings) -> list[str]:
 
 
 def as_csv(report: Report) -> str:
-    """One line a figure: kind, group, method, metric, value, low, high, better, effects, scored, clips."""
+    """One line a figure: kind, group, method, metric, value, low, high, better, effects, scored, clips; those of people
+    count votes instead of clips."""
     head = ("kind", "group", "method", "metric", "value", "low", "high", "better", "effects", "scored", "clips")
     return _csv(head, _figures(report))
 
@@ -99,6 +107,12 @@ def _figures(report: Report) -> Iterable[Sequence[object]]:
                     table.kind, table.group, row.method, metric, *numbers, figure.better, figure.effects,
                     coverage.scored, coverage.total,
                 )  # fmt: skip
+    for kind, method, metric, share in people_figures(report.people):
+        value = share.estimate
+        yield (
+            kind, "people", method, metric, value.value, value.low, value.high, math.nan, share.effects, share.votes,
+            share.votes,
+        )  # fmt: skip
 
 
 def scores_csv(findings: Findings) -> str:

@@ -266,7 +266,7 @@ def test_a_log_mends_what_a_killed_writer_left(tmp_path_factory: pytest.TempPath
 
 
 def test_a_log_has_one_writer(tmp_path: Path) -> None:
-    with ScoreLog(str(tmp_path), "metrics"), pytest.raises(InputError, match="another sweep writes there"):
+    with ScoreLog(str(tmp_path), "metrics"), pytest.raises(InputError, match="another process writes there"):
         ScoreLog(str(tmp_path), "metrics")
     ScoreLog(str(tmp_path), "metrics").close()
     (tmp_path / "scores").rename(tmp_path / "other")
