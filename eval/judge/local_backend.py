@@ -12,8 +12,7 @@ from typing import Any
 
 from eval.judge.base import Answer, JudgeItem
 from eval.judge.parse import parse_verdict
-from eval.judge.requests import Question, Shown
-from eval.judge.rubric import SYSTEM, effect_text
+from eval.judge.requests import Question, Shown, chat_text
 from eval.judge.settings import JudgeSettings
 from eval.metrics.base import Unscorable
 from eval.metrics.scoring import words
@@ -21,7 +20,7 @@ from p2e.adapt.cache import digest_of
 from p2e.errors import ConfigError
 from p2e.files import sha256
 
-__all__ = ["TINY", "LocalJudge", "model_inputs", "texts_of", "weights_digest"]
+__all__ = ["TINY", "LocalJudge", "model_folder", "model_inputs", "texts_of", "weights_digest"]
 
 TINY = Path(__file__).parent / "weights"  # what `model: tiny` means
 
@@ -38,7 +37,7 @@ class LocalJudge:
             raise ConfigError(
                 "judge: backend: local knows neither temperature nor examples; leave them out, or use a server"
             )
-        folder = _folder(settings.model)
+        folder = model_folder(settings.model)
         if not (folder / "config.json").is_file():
             raise ConfigError(f"judge: model: {settings.model} is no folder of a model; give one, or `tiny`")
         import torch
@@ -89,11 +88,12 @@ class LocalJudge:
 @cache
 def weights_digest(model: str) -> str:
     """Of a model's files: other weights are another judge. "" where there is no such folder."""
-    files = sorted(_folder(model).glob("*.safetensors")) + sorted(_folder(model).glob("*.json"))
+    files = sorted(model_folder(model).glob("*.safetensors")) + sorted(model_folder(model).glob("*.json"))
     return digest_of(*(f"{path.name} {sha256(path)}" for path in files)) if files else ""
 
 
-def _folder(model: str) -> Path:
+def model_folder(model: str) -> Path:
+    """Where a model is; "tiny" is the one that ships."""
     return TINY if model == "tiny" else Path(model)
 
 
@@ -120,9 +120,7 @@ def model_inputs(processor: Any, shown: Sequence[Shown]) -> dict[str, Any]:
 
     texts, images, videos, metadata = [], [], [], []
     for one in shown:
-        parts = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": effect_text(one.prompt)}]
-        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": parts}]
-        texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        texts.append(chat_text(processor, [one]))
         images.append(one.image)
         videos.append(torch.from_numpy(one.frames.pixels.copy()).permute(0, 3, 1, 2))
         told = one.frames.metadata

@@ -1,5 +1,6 @@
 """An item as a question to a chat model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from eval.judge.verdict import SCHEMA
 from eval.metrics.base import Unscorable
 from eval.metrics.reading import read_clip
 
-__all__ = ["PROCESSOR", "Question", "Shown", "chat_request", "structure"]
+__all__ = ["PROCESSOR", "Question", "Shown", "chat_request", "chat_text", "structure"]
 
 # Held fast, for a later transformers will change it, and with it scores and costs.
 PROCESSOR = {"cap_pixels_per_frame": False}
@@ -87,6 +88,17 @@ def chat_request(settings: JudgeSettings, shown: list[Shown], seed: int, max_tok
         "seed": seed, "structured_outputs": structure(), "media_io_kwargs": {"video": shown[-1].frames.metadata},
         "mm_processor_kwargs": dict(PROCESSOR),
     }  # fmt: skip
+
+
+def chat_text(processor: Any, shown: Sequence[Shown]) -> str:
+    """The prompt that a server makes of the same messages, with the model's own template."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
+    for one in shown:
+        parts = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": effect_text(one.prompt)}]
+        messages.append({"role": "user", "content": parts})
+        if one.answer:
+            messages.append({"role": "assistant", "content": one.answer})
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def structure() -> dict[str, Any]:

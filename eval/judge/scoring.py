@@ -30,6 +30,10 @@ def open_judge(settings: JudgeSettings) -> Judge:
         from eval.judge.local_backend import LocalJudge
 
         return LocalJudge(settings)
+    if settings.backend == "ray":
+        from ray_jobs.judge import RayJudge
+
+        return RayJudge(settings)
     from eval.judge.openai_backend import OpenAIJudge
 
     return OpenAIJudge(settings)

@@ -1,6 +1,6 @@
 """Settings of the judge: the field `judge` of a suite."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,11 +29,13 @@ class JudgeSettings(Settings):
     """Settings of the judge.
 
     Attributes:
-        backend: "openai" asks a server at `url`, such as vLLM's; "local" runs the model in this process.
-        model: its name at the server, or the model's folder; locally, `tiny` is the one that ships with p2e.
+        backend: "openai" asks a server at `url`, such as vLLM's; "ray" starts engines of vLLM on the cluster; "local"
+            runs the model in this process.
+        model: its name at the server, or the model's folder; not at a server, `tiny` is the one that ships with p2e.
         revision: of it, where it has any.
         url: of the server, with /v1; key_env: names the environment variable that holds its key.
         concurrency: requests, or clips of a batch, at once.
+        engines: at most, on the cluster; gpus: of each; engine: vLLM's own arguments, such as max_model_len.
         retries: how often a request is repeated after 408, 429, 5xx or a lost connection; backoff_s: the first wait,
             which doubles, up to 30 s.
         timeout_s: of one request.
@@ -45,12 +47,15 @@ class JudgeSettings(Settings):
         examples: shown before every question; none is the default.
     """
 
-    backend: Literal["openai", "local"] = "openai"
+    backend: Literal["openai", "ray", "local"] = "openai"
     model: str = Field(default="Qwen/Qwen3-VL-8B-Instruct", min_length=1)
     revision: str = ""
     url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://\S+$")
     key_env: str | None = None
     concurrency: int = Field(default=16, ge=1, le=1024)
+    engines: int = Field(default=1, ge=1)
+    gpus: float = Field(default=1.0, ge=0)
+    engine: dict[str, Any] = Field(default_factory=dict)
     retries: int = Field(default=6, ge=0, le=100)
     backoff_s: float = Field(default=1.0, ge=0)
     timeout_s: float = Field(default=300.0, gt=0)
@@ -78,7 +83,9 @@ class JudgeSettings(Settings):
 
         parts = (self.revision, self.temperature, self.max_tokens, self.seed, self.frames, self.side)
         shown = [example.model_dump_json() for example in self.examples]
-        if self.backend == "local":
+        if self.engine:
+            shown.append(digest_of("engine", *(f"{key}={self.engine[key]!r}" for key in sorted(self.engine))))
+        if self.backend != "openai":
             from eval.judge.local_backend import weights_digest
 
             shown.append(weights_digest(self.model))

@@ -172,6 +172,7 @@ def test_the_command(run: SmallRun):
     program = "import sys; from p2e.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", program, "eval", "compare", str(run.folder), "--rater", "ana", "--pairs", "8"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    out = ""
     for number, (end, code) in enumerate(((signal.SIGKILL, -9), (signal.SIGINT, 0))):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
