@@ -32,7 +32,7 @@ def shown(examples: Sequence[Example]) -> list[Shown]:
     return found
 
 
-def answers(model: Any, processor: Any, examples: Sequence[Example], batch: int = 256) -> list[Verdict | None]:
+def answers(model: Any, processor: Any, examples: Sequence[Example], batch: int = 64) -> list[Verdict | None]:
     """Verdicts, the likeliest token each time; None where an answer is none."""
     found: list[Verdict | None] = []
     for start in range(0, len(examples), batch):

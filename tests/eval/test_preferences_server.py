@@ -93,7 +93,10 @@ def test_without_the_token_there_is_nothing(run: SmallRun):
 )  # fmt: skip
 def test_nothing_else_is_served(run: SmallRun, path: str):
     """Sent as it is, which a client would not do."""
-    with asked(run.folder) as server, socket.create_connection(server.server_address[:2], timeout=10) as connection:
+    with (
+        asked(run.folder) as server,
+        socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=10) as connection,
+    ):
         connection.sendall(f"GET /{server.token}/{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         assert connection.recv(4096).split()[1] == b"404"
 
