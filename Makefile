@@ -11,7 +11,7 @@ READY := .venv/.ready
 # Without it pyright asks a server whether a newer one is out.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # Where a machine forbids Python to keep compiled modules, each process of a cluster compiles torch, transformers and Ray
-# anew: 21 s of a core instead of 9.
+# anew, which is most of what a short test of a cluster does.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo serve vllm test lint types check format lock clean

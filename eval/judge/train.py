@@ -102,10 +102,10 @@ def train(
                 return None
     finally:
         store.close()
-    return finish(folder, config, model.eval(), processor)
+    return _finish(folder, config, model.eval(), processor)
 
 
-def finish(folder: Path, config: TrainTinyConfig, model: Any, processor: Any) -> Path:
+def _finish(folder: Path, config: TrainTinyConfig, model: Any, processor: Any) -> Path:
     """Measures the model and writes it."""
     found = {source: score_tiny(model, processor, source, config.measured) for source in SOURCES[1:]}
     write_text(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")

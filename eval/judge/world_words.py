@@ -32,7 +32,7 @@ COLOURS = {
     "blue": (0.15, 0.3, 0.95), "purple": (0.6, 0.2, 0.85), "pink": (1, 0.5, 0.75), "brown": (0.5, 0.3, 0.15),
 }  # fmt: skip
 # How a clip departs from what it would show.
-WORDS = {"still": "nothing", "noise": "noise", "noisy": "grainy", "blurred": "soft", "faint": "faint"}
+WORDS = {"still": "nothing", "noise": "noise", "noisy": "grainy", "faint": "faint"}
 
 
 def elements(parameters: Mapping[str, float | str]) -> tuple[str, ...]:

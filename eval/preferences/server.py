@@ -90,7 +90,7 @@ class Session:
             seconds=seconds,
         )  # fmt: skip
         with self._lock:
-            self._log.add(vote)
+            self._log.keep(vote)
             self._choices[number] = choice
 
     def file(self, number: int, name: str) -> tuple[bytes, str]:

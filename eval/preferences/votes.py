@@ -106,8 +106,8 @@ def standing(votes: Iterable[Vote], clips: Mapping[tuple[str, str, str], ClipRow
     return Standing(tuple(kept), outdated)
 
 
-class VoteLog:
-    """The one writer of a rater's answers; each is on disk when `add` returns.
+class VoteLog(LineFile):
+    """The one writer of a rater's answers; each is on disk when `keep` returns.
 
     Raises:
         InputError: the run is not on this machine, or the same rater is being asked already.
@@ -117,22 +117,12 @@ class VoteLog:
     def __init__(self, files: RunFiles, rater: str) -> None:
         if "://" in files.folder:
             raise InputError(f"{files.folder}: answers are kept in a local folder; copy the run here first")
-        self._file = LineFile(files.path(f"preferences/{check_rater(rater)}.jsonl"))
-        self.path = self._file.path
+        super().__init__(files.path(f"preferences/{check_rater(rater)}.jsonl"))
 
-    def add(self, vote: Vote) -> None:
-        """Keeps an answer.
+    def keep(self, vote: Vote) -> None:
+        """Adds an answer.
 
         Raises:
             OutputError: it cannot be written.
         """
-        self._file.add(lines_of([vote]))
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.add(lines_of([vote]))

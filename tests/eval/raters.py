@@ -26,7 +26,7 @@ def answer_all(folder: Path, rater: str, choose: Callable[[Pair], str], count: i
     files = RunFiles.of(folder)
     with VoteLog(files, rater) as log:
         for pair in draw(files.suite, files.clips(), rater, count=count):
-            log.add(vote_on(pair, rater, choose(pair)))
+            log.keep(vote_on(pair, rater, choose(pair)))
 
 
 @contextmanager

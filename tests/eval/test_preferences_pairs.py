@@ -88,11 +88,11 @@ def test_answers_are_kept_and_the_last_holds(tmp_path: Path, run: SmallRun):
     turned = Pair(two.right, two.left, two.prompt)
     with VoteLog(files, "ana") as log:
         for pair, choice in ((one, "left"), (two, "equal"), (one, "bad"), (turned, "left")):
-            log.add(vote_on(pair, "ana", choice))
+            log.keep(vote_on(pair, "ana", choice))
         with pytest.raises(InputError, match="another process writes there"):
             VoteLog(files, "ana")
         with VoteLog(files, "ben") as other:
-            other.add(vote_on(one, "ben", "right"))
+            other.keep(vote_on(one, "ben", "right"))
     assert {(vote.rater, vote.cell, vote.choice) for vote in read_votes(files)} == {
         ("ana", one.cell, "bad"), ("ana", two.cell, "left"), ("ben", one.cell, "right"),
     }  # fmt: skip
@@ -103,13 +103,13 @@ def test_answers_are_kept_and_the_last_holds(tmp_path: Path, run: SmallRun):
 def test_a_killed_writer_costs_one_answer(tmp_path: Path, run: SmallRun):
     files, (one, two, *_) = RunFiles.of(tmp_path), drawn(run)
     with VoteLog(files, "ana") as log:
-        log.add(vote_on(one, "ana", "left"))
-        log.add(vote_on(two, "ana", "right"))
+        log.keep(vote_on(one, "ana", "left"))
+        log.keep(vote_on(two, "ana", "right"))
         path = log.path
     path.write_bytes(path.read_bytes()[:-9])
     assert [vote.cell for vote in read_votes(files)] == [one.cell]
     with VoteLog(files, "ana") as log:
-        log.add(vote_on(two, "ana", "equal"))
+        log.keep(vote_on(two, "ana", "equal"))
     assert {vote.choice for vote in read_votes(files)} == {"left", "equal"}
 
 

@@ -31,7 +31,7 @@ def judge() -> LocalJudge:
 
 @pytest.mark.slow
 def test_it_follows_the_oracle_on_unseen_clips(judge: LocalJudge) -> None:
-    """On 512 clips it is 0.86 (eval/results/eval.md); of 48, chance has its part."""
+    """On 256 clips it is 0.86 (eval/results/eval.md); of 48, chance has its part."""
     found = score_tiny(judge._model, judge._processor, "unseen clips", 48, seed=11)
     assert found["answered"] == 1 and found["spearman"] > 0.7
 
